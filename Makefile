@@ -1,0 +1,33 @@
+# `make demo` and `make test` work on a fresh clone with Python 3.11 and make; everything goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := lighthubert_hf conversion training tests benchmarks
+
+.PHONY: demo test test-all quality style clean
+
+# Stamped, so that a change of dependencies reinstalls and nothing else does.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/lighthubert demo --output demo
+
+test: quality
+	$(BIN)/python -m pytest -m "not slow and not gpu" tests
+
+test-all: quality
+	$(BIN)/python -m pytest tests
+
+quality: $(VENV)/installed
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+style: $(VENV)/installed
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

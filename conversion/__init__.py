@@ -1,0 +1,1 @@
+"""Checkpoints in and out: the original's files, the HuBERT family, ONNX."""

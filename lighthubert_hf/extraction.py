@@ -1,0 +1,163 @@
+"""From a supernet to a static subnet, and from a static subnet to a plain HuBERT of transformers."""
+
+import torch
+from torch.nn import functional as F
+from transformers import HubertConfig, HubertForCTC, HubertForSequenceClassification, HubertModel
+
+from .configuration_lighthubert import LightHubertConfig
+from .elastic import ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d
+from .search_space import Subnet, kept_layers
+
+ELASTIC = (ElasticLinear, ElasticLayerNorm, ElasticWeightNormConv1d)
+
+
+def subnet_config(config: LightHubertConfig, subnet: Subnet) -> LightHubertConfig:
+    """Config of the static model that `subnet` is. Layers that differ become `per_layer_config` entries."""
+    config.check_subnet(subnet)
+    data = config.to_dict()
+    old_layers = data.pop("per_layer_config", {})
+    kept = kept_layers(subnet.num_hidden_layers, config.num_hidden_layers)
+    windows = [config.layer_shapes[index].attention_window for index in kept]
+    data.update(
+        search_space=None,
+        default_subnet=None,
+        hidden_size=subnet.hidden_size,
+        num_hidden_layers=subnet.num_hidden_layers,
+        num_attention_heads=max(subnet.num_attention_heads),
+        intermediate_size=max(subnet.intermediate_size),
+    )
+    if old_layers or not subnet.is_uniform:
+        data["per_layer_config"] = {
+            index: {"num_attention_heads": heads, "intermediate_size": size, "attention_window": window}
+            for index, (heads, size, window) in enumerate(
+                zip(subnet.num_attention_heads, subnet.intermediate_size, windows)
+            )
+        }
+    return type(config).from_dict(data)
+
+
+def _active_state(model) -> dict[str, torch.Tensor]:
+    """State dict of the static twin of what is active in `model`, still sharing memory with it."""
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    new_index = {old: new for new, old in enumerate(model.base_model.encoder.active_layers)}
+    state, elastic = {}, None
+    for name, module in model.named_modules():
+        if elastic is not None and name.startswith(elastic):
+            continue  # inside an elastic module, which has spoken for its children
+        parts = name.removeprefix(prefix).split(".")
+        if parts[:2] == ["encoder", "layers"] and len(parts) > 2:
+            if int(parts[2]) not in new_index:
+                continue
+            parts[2] = str(new_index[int(parts[2])])
+            name_in_twin = prefix + ".".join(parts)
+        else:
+            name_in_twin = name
+        if isinstance(module, ELASTIC):
+            own, elastic = module.active_state(), f"{name}."
+        else:
+            own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+            if hasattr(module, "active_state"):
+                own |= module.active_state()
+        state |= {f"{name_in_twin}.{key}" if name_in_twin else key: tensor for key, tensor in own.items()}
+    return state
+
+
+@torch.no_grad()
+def extract_subnet(model, subnet: Subnet):
+    """A static model of `model`'s class that computes what `subnet` computes, on copied weights.
+
+    Raises:
+        ValueError: if `model` is static or `subnet` does not fit it.
+    """
+    with model.subnet_activated(subnet):
+        state = {name: tensor.detach().clone().contiguous() for name, tensor in _active_state(model).items()}
+    return _build(type(model), subnet_config(model.config, subnet), state, like=model)
+
+
+def _build(cls, config, state: dict[str, torch.Tensor], like):
+    """An instance of `cls` that owns exactly the tensors of `state`, in the mode and attention of `like`."""
+    config._attn_implementation = like.config._attn_implementation
+    with torch.device("meta"):  # no time spent on weights about to be replaced, and the random state is left alone
+        built = cls(config)
+    built.load_state_dict(state, strict=True, assign=True)
+    built.generation_config = None if not hasattr(built, "generation_config") else built.generation_config
+    return built.train(like.training)
+
+
+def _plain_sizes(model) -> tuple[int, int]:
+    """Heads and FFN units of the plain HuBERT equal to `model`; ValueError if there is none."""
+    config = model.config
+    if config.search_space is not None:
+        raise ValueError("a supernet is no plain HuBERT; extract_subnet one first")
+    shapes = config.layer_shapes
+    if any(shape.attention_window is not None for shape in shapes):
+        raise ValueError("a sliding attention_window cannot be expressed as a plain HuBERT; keep LightHubertModel")
+    if config.hidden_size % config.head_dim:
+        raise ValueError(
+            f"hidden_size {config.hidden_size} is not a multiple of head_dim {config.head_dim}, "
+            "which a plain HuBERT needs; keep LightHubertModel"
+        )
+    num_heads = config.hidden_size // config.head_dim
+    wide = {i: shape.num_attention_heads for i, shape in enumerate(shapes) if shape.num_attention_heads > num_heads}
+    if wide:
+        raise ValueError(
+            f"a plain HuBERT of width {config.hidden_size} has {num_heads} heads of {config.head_dim}; "
+            f"these layers have more (layer: heads): {wide}; keep LightHubertModel, or choose a subnet with "
+            f"num_attention_heads * {config.head_dim} <= hidden_size"
+        )
+    return num_heads, max(shape.intermediate_size for shape in shapes)
+
+
+def plain_config(model) -> HubertConfig:
+    """HubertConfig of the plain HuBERT equal to the static `model`."""
+    num_heads, intermediate_size = _plain_sizes(model)
+    data = model.config.to_dict()
+    known = HubertConfig().to_dict().keys() | {"id2label", "label2id", "problem_type"}
+    data = {key: value for key, value in data.items() if key in known and key not in ("model_type", "architectures")}
+    return HubertConfig(**data | {"num_attention_heads": num_heads, "intermediate_size": intermediate_size})
+
+
+@torch.no_grad()
+def to_hubert(model):
+    """`model`, static, as the transformers HuBERT of its kind (bare, CTC or sequence classification).
+
+    Heads and FFN units a layer lacks are zeros, which add nothing to its output: exact, at no gain in speed.
+
+    Raises:
+        ValueError: if a layer's attention is wider than the stream, heads do not divide the width, attention slides, the
+            model is a supernet, or transformers has no HuBERT with this head.
+    """
+    plain = {
+        "LightHubertModel": HubertModel,
+        "LightHubertForCTC": HubertForCTC,
+        "LightHubertForSequenceClassification": HubertForSequenceClassification,
+    }
+    name = type(model).__name__
+    if name not in plain:
+        raise ValueError(
+            f"transformers has no HuBERT like {name}; convert its `.lighthubert` or one of {sorted(plain)}"
+        )
+    config = plain_config(model)
+    attention = config.hidden_size
+    state = {}
+    for key, tensor in model.state_dict().items():
+        tensor = tensor.detach().clone()
+        if ".layers." in key:
+            if any(f".{p}_proj." in key for p in "qkv"):
+                tensor = _pad(tensor, 0, attention)
+            elif key.endswith("out_proj.weight"):
+                tensor = _pad(tensor, 1, attention)
+            elif ".intermediate_dense." in key:
+                tensor = _pad(tensor, 0, config.intermediate_size)
+            elif key.endswith("output_dense.weight"):
+                tensor = _pad(tensor, 1, config.intermediate_size)
+        state[key.replace("lighthubert.", "hubert.", 1)] = tensor
+    if config.mask_time_prob == 0 and config.mask_feature_prob == 0:
+        # transformers builds no mask embedding then; ours always has one.
+        state = {key: tensor for key, tensor in state.items() if not key.endswith("masked_spec_embed")}
+    return _build(plain[name], config, state, like=model)
+
+
+def _pad(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    missing = size - tensor.shape[dim]
+    return F.pad(tensor, (0, 0) * (tensor.ndim - 1 - dim) + (0, missing)) if missing else tensor

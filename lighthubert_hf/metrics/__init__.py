@@ -1,0 +1,1 @@
+"""Offline metrics of the `evaluate` family."""

@@ -1,0 +1,1 @@
+"""Distillation, data streaming, scoring of subnets and fine-tuning."""
