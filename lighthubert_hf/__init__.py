@@ -1,4 +1,4 @@
-"""LightHuBERT for Hugging Face Transformers: supernets, the subnets cut out of them, and what it takes to choose one."""
+"""LightHuBERT for Hugging Face Transformers: supernets, the subnets cut out of them, and how to choose one."""
 
 import importlib
 import sys

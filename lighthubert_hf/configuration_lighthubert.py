@@ -132,7 +132,7 @@ class LightHubertConfig(HubertConfig):
     @property
     def architecture(self) -> Subnet:
         """The sizes of the weights themselves, as a subnet: what a static model is, what a supernet can at most be."""
-        heads, sizes, _ = zip(*self.layer_shapes)
+        heads, sizes, _ = zip(*self.layer_shapes, strict=True)
         return Subnet(self.hidden_size, heads, sizes)
 
 

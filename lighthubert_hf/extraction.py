@@ -15,7 +15,7 @@ def subnet_config(config: LightHubertConfig, subnet: Subnet) -> LightHubertConfi
     """Config of the static model that `subnet` is. Layers that differ become `per_layer_config` entries."""
     config.check_subnet(subnet)
     data = config.to_dict()
-    old_layers = data.pop("per_layer_config", {})
+    data.pop("per_layer_config", None)
     kept = kept_layers(subnet.num_hidden_layers, config.num_hidden_layers)
     windows = [config.layer_shapes[index].attention_window for index in kept]
     data.update(
@@ -26,12 +26,15 @@ def subnet_config(config: LightHubertConfig, subnet: Subnet) -> LightHubertConfi
         num_attention_heads=max(subnet.num_attention_heads),
         intermediate_size=max(subnet.intermediate_size),
     )
-    if old_layers or not subnet.is_uniform:
+    # What is the same in every layer stays global, where a user can still change it (a window, say).
+    varying = {"num_attention_heads": subnet.num_attention_heads, "intermediate_size": subnet.intermediate_size}
+    varying["attention_window"] = windows
+    data["attention_window"] = windows[0]
+    varying = {name: values for name, values in varying.items() if len(set(values)) > 1}
+    if varying:
         data["per_layer_config"] = {
-            index: {"num_attention_heads": heads, "intermediate_size": size, "attention_window": window}
-            for index, (heads, size, window) in enumerate(
-                zip(subnet.num_attention_heads, subnet.intermediate_size, windows)
-            )
+            index: {name: values[index] for name, values in varying.items()}
+            for index in range(subnet.num_hidden_layers)
         }
     return type(config).from_dict(data)
 
@@ -124,8 +127,8 @@ def to_hubert(model):
     Heads and FFN units a layer lacks are zeros, which add nothing to its output: exact, at no gain in speed.
 
     Raises:
-        ValueError: if a layer's attention is wider than the stream, heads do not divide the width, attention slides, the
-            model is a supernet, or transformers has no HuBERT with this head.
+        ValueError: if a layer's attention is wider than the stream, heads do not divide the width, attention slides,
+            the model is a supernet, or transformers has no HuBERT with this head.
     """
     plain = {
         "LightHubertModel": HubertModel,
@@ -137,6 +140,8 @@ def to_hubert(model):
         raise ValueError(
             f"transformers has no HuBERT like {name}; convert its `.lighthubert` or one of {sorted(plain)}"
         )
+    if name == "LightHubertForCTC" and model.layer_weights is not None:
+        raise ValueError("transformers' HubertForCTC has no use_weighted_layer_sum; keep LightHubertForCTC")
     config = plain_config(model)
     attention = config.hidden_size
     state = {}

@@ -7,7 +7,6 @@ chose; without it they are ordinary static layers. State-dict names are those of
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -32,7 +31,7 @@ from transformers.utils.output_capturing import resolve_hidden_states_indices, s
 
 from .configuration_lighthubert import LayerShape, LightHubertConfig
 from .elastic import ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d, WeightNormConv1d
-from .feature_encoder import ConvLayer, FeatureEncoder, conv_output_lengths, receptive_field
+from .feature_encoder import FeatureEncoder, conv_output_lengths, receptive_field
 from .search_space import SearchSpace, Subnet, ffn_ranges, kept_layers
 
 
@@ -120,9 +119,8 @@ class LightHubertAttention(nn.Module):
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(B, T, E)` in; `(B, T, E)` and, where the attention implementation has them, weights `(B, H, T, T)` out."""
-        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (
-            projection(hidden_states).view(heads).transpose(1, 2)
+            projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -193,6 +191,15 @@ class LightHubertEncoderLayer(GradientCheckpointingLayer):
         return hidden_states, weights
 
 
+@dataclass
+class _WindowConfig:
+    """What transformers reads of a config when it makes a sliding-window mask; ours may have a window per layer."""
+
+    _attn_implementation: str
+    sliding_window: int
+    is_causal: bool = False
+
+
 class LightHubertEncoder(nn.Module):
     """Positional convolution and the transformer layers, of which `active_layers` run."""
 
@@ -208,7 +215,8 @@ class LightHubertEncoder(nn.Module):
     def set_active(self, subnet: Subnet) -> None:
         self.pos_conv_embed.conv.active_size = self.layer_norm.active_size = subnet.hidden_size
         self.active_layers = kept_layers(subnet.num_hidden_layers, len(self.layers))
-        for index, heads, size in zip(self.active_layers, subnet.num_attention_heads, subnet.intermediate_size):
+        layers = self.active_layers, subnet.num_attention_heads, subnet.intermediate_size
+        for index, heads, size in zip(*layers, strict=True):
             self.layers[index].set_active(subnet.hidden_size, heads, size)
 
     def forward(
@@ -234,6 +242,7 @@ class LightHubertEncoder(nn.Module):
         for index in self.active_layers:
             if self.training and self.config.layerdrop > 0 and torch.rand([]) < self.config.layerdrop:
                 states.append(hidden_states)
+                attentions.append(None)
                 continue
             hidden_states, weights = self.layers[index](hidden_states, **masks[index])
             states.append(hidden_states)
@@ -263,14 +272,15 @@ class LightHubertEncoder(nn.Module):
             mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
             return {"attention_mask": mask}
         reach = window // 2
-        implementation = SimpleNamespace(
-            _attn_implementation=self.config._attn_implementation,
-            sliding_window=reach,
-            is_causal=False,
-        )
-        mask = create_bidirectional_sliding_window_mask(implementation, hidden_states, attention_mask)
-        # transformers' flash attention looks at `sliding_window - 1` frames on either side; the masks above at `reach`.
+        window_config = _WindowConfig(self.config._attn_implementation, reach)
+        mask = create_bidirectional_sliding_window_mask(window_config, hidden_states, attention_mask)
+        # transformers' flash attention looks `sliding_window - 1` frames to either side; the masks above, `reach`.
         return {"attention_mask": mask, "sliding_window": reach + 1}
+
+
+def _valid_samples(attention_mask: torch.Tensor) -> torch.LongTensor:
+    """`(B, samples)` to `(B,)`. Counted as integers: a sum in half precision would round, and overflow after 4 s."""
+    return attention_mask.ne(0).sum(-1)
 
 
 class LightHubertPreTrainedModel(PreTrainedModel):
@@ -370,7 +380,7 @@ class LightHubertPreTrainedModel(PreTrainedModel):
         return extract_subnet(self, subnet or self.active_subnet)
 
     def to_hubert(self) -> PreTrainedModel:
-        """The same model as plain transformers class (`HubertModel`, `HubertForCTC`, …), zero-padded where layers differ.
+        """The same model as a plain `HubertModel`, `HubertForCTC`, …, zero-padded where its layers differ.
 
         Raises:
             ValueError: if no plain HuBERT can compute the same, with the reason.
@@ -395,7 +405,7 @@ class LightHubertPreTrainedModel(PreTrainedModel):
         self, feature_vector_length: int, attention_mask: torch.LongTensor
     ) -> torch.BoolTensor:
         """`(B, samples)` to `(B, frames)`: a frame is valid if all the samples it sees are. Rows may have none."""
-        lengths = conv_output_lengths(attention_mask.sum(-1), self.config)
+        lengths = conv_output_lengths(_valid_samples(attention_mask), self.config)
         return torch.arange(feature_vector_length, device=attention_mask.device) < lengths[:, None]
 
 
@@ -458,7 +468,7 @@ class LightHubertModel(LightHubertPreTrainedModel):
         """The convolutional front end alone, the same for every subnet: `(B, samples)` to `(B, frames, channels)`."""
         self._check_input(input_values, attention_mask)
         input_values = input_values.to(self.feature_projection.projection.weight.dtype)
-        lengths = None if attention_mask is None else attention_mask.sum(-1)
+        lengths = None if attention_mask is None else _valid_samples(attention_mask)
         return self.feature_extractor(input_values, lengths)
 
     def encode(
@@ -507,6 +517,8 @@ class LightHubertModel(LightHubertPreTrainedModel):
                 f"attention_mask must have the shape of input_values {tuple(input_values.shape)}, "
                 f"got {tuple(attention_mask.shape)}"
             )
+        if input_values.shape[0] == 0:
+            raise ValueError("input_values are an empty batch; pass at least one row")
         field = receptive_field(self.config)
         if input_values.shape[1] < field:
             raise ValueError(
@@ -569,7 +581,7 @@ class LightHubertForPreTrainingOutput(ModelOutput):
 
 
 class LightHubertForPreTraining(LightHubertPreTrainedModel):
-    """The encoder with the distillation head: a bias-free linear map from the last layer that ran to the teacher's space."""
+    """The encoder with the distillation head: a bias-free linear map from the last layer that ran to the target."""
 
     _hidden_state_readers = ("prediction_head",)
 
@@ -589,7 +601,7 @@ class LightHubertForPreTraining(LightHubertPreTrainedModel):
         **kwargs,
     ) -> LightHubertForPreTrainingOutput:
         """`targets`: `(batch_size, frames, target_size)`, what to predict; see [`LightHubertModel`] for the others."""
-        outputs = self.lighthubert(input_values, attention_mask, mask_time_indices, **kwargs)
+        outputs = self.lighthubert(input_values, attention_mask, mask_time_indices, return_dict=True, **kwargs)
         predictions = self.prediction_head(outputs.last_hidden_state)
         loss = None
         if targets is not None:
@@ -609,7 +621,7 @@ class LightHubertForPreTraining(LightHubertPreTrainedModel):
 
 
 class LightHubertHeadModel(LightHubertPreTrainedModel):
-    """What the task heads share: the encoder and, with `use_weighted_layer_sum`, a learned mix of its hidden states."""
+    """What the task heads share: the encoder; with `use_weighted_layer_sum`, a learned mix of its hidden states."""
 
     def __init__(self, config: LightHubertConfig):
         super().__init__(config)
@@ -638,13 +650,13 @@ class LightHubertHeadModel(LightHubertPreTrainedModel):
         """What the head reads, `(B, T, E)`, and the encoder's outputs as the caller asked for them."""
         if self.layer_weights is None:
             kwargs["output_hidden_states"] = output_hidden_states
-            outputs = self.lighthubert(input_values, attention_mask, **kwargs)
+            outputs = self.lighthubert(input_values, attention_mask, return_dict=True, **kwargs)
             return outputs.last_hidden_state, outputs
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        outputs = self.lighthubert(input_values, attention_mask, output_hidden_states=True, **kwargs)
+        outputs = self.lighthubert(input_values, attention_mask, output_hidden_states=True, return_dict=True, **kwargs)
         states = outputs.hidden_states
-        mixed = sum(w * state for w, state in zip(self._active_layer_weights().softmax(-1), states))
+        mixed = sum(w * state for w, state in zip(self._active_layer_weights().softmax(-1), states, strict=True))
         selected = selected_hidden_states(output_hidden_states)
         if selected is not None:
             indices = resolve_hidden_states_indices(self, selected, num_hidden_states=len(states))
@@ -687,11 +699,8 @@ class LightHubertForCTC(LightHubertHeadModel):
 
         See [`LightHubertModel`] for the others.
         """
-        if labels is not None and labels.numel() and labels.max() >= self.config.vocab_size:
-            raise ValueError(
-                f"label {labels.max().item()} is outside the vocabulary of {self.config.vocab_size}; "
-                "set vocab_size to the tokenizer's size"
-            )
+        if labels is not None and not torch.compiler.is_compiling():  # looking at values would break the graph
+            self._check_labels(labels)
         hidden_states, outputs = self._encode(input_values, attention_mask, **kwargs)
         logits = self.lm_head(self.dropout(hidden_states))
         loss = None
@@ -707,6 +716,13 @@ class LightHubertForCTC(LightHubertHeadModel):
         return CausalLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def _check_labels(self, labels: torch.Tensor) -> None:
+        if labels.numel() and labels.max() >= self.config.vocab_size:
+            raise ValueError(
+                f"label {labels.max().item()} is outside the vocabulary of {self.config.vocab_size}; "
+                "set vocab_size to the tokenizer's size"
+            )
 
 
 class LightHubertForSequenceClassification(LightHubertHeadModel):
@@ -801,7 +817,7 @@ class LightHubertForXVector(LightHubertHeadModel):
         hidden_states, outputs = self._encode(input_values, attention_mask, **kwargs)
         hidden_states = self.projector(hidden_states)
         valid = self._frame_mask(hidden_states, attention_mask)
-        context = sum((k - 1) * d for k, d in zip(self.config.tdnn_kernel, self.config.tdnn_dilation))
+        context = sum((k - 1) * d for k, d in zip(self.config.tdnn_kernel, self.config.tdnn_dilation, strict=True))
         hidden_states = hidden_states.masked_fill(~valid[..., None], 0)
         hidden_states = F.pad(hidden_states, (0, 0, 0, max(0, context + 1 - hidden_states.shape[1])))
         for layer in self.tdnn:

@@ -204,7 +204,11 @@ class SearchSpace:
         return self.uniform(width, heads, max(self.ffn_ratio), max(self.num_hidden_layers))
 
     def sample(self, rng) -> Subnet:
-        """Draw a subnet with `rng` (`random.Random` or `numpy.random.Generator`): depth, width, ratios, heads, in this order."""
+        """Draw a subnet: depth, width, FFN ratios and heads, in this order.
+
+        Args:
+            rng: `random.Random` or `numpy.random.Generator`.
+        """
         depth = int(rng.choice(self.num_hidden_layers))
         width = int(rng.choice(self.hidden_size))
         sizes = tuple(int(float(rng.choice(self.ffn_ratio)) * width) for _ in range(depth))

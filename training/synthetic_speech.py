@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,16 @@ UNHEARD_VOICES = ("en-us+f5",)
 MANIFEST = "corpus.json"
 
 _WORDS = {
-    "determiner": "the a this that every".split(),
-    "number": "two three seven nine".split(),
-    "adjective": "red blue green light dark small large old quiet".split(),
-    "noun": "bird dog cat horse river mountain city house garden door window paper stone bread water music".split(),
-    "verb": "walks runs sings sleeps eats opens closes sees finds takes gives".split(),
-    "preposition": "under over near behind into".split(),
-    "adverb": "slowly quickly today tomorrow never always".split(),
+    kind: words.split()
+    for kind, words in {
+        "determiner": "the a this that every",
+        "number": "two three seven nine",
+        "adjective": "red blue green light dark small large old quiet",
+        "noun": "bird dog cat horse river mountain city house garden door window paper stone bread water music",
+        "verb": "walks runs sings sleeps eats opens closes sees finds takes gives",
+        "preposition": "under over near behind into",
+        "adverb": "slowly quickly today tomorrow never always",
+    }.items()
 }
 _PATTERNS = tuple(
     pattern.split()
@@ -98,6 +102,8 @@ def synthesise_corpus(
             "a corpus needs minutes > 0, held_out_minutes > 0 and num_shards >= 1; "
             f"got {minutes}, {held_out_minutes} and {num_shards}"
         )
+    if not voices or not unheard_voices:
+        raise ValueError("a corpus needs at least one voice for training and one that training does not hear")
     if overlap := set(voices) & set(unheard_voices):
         raise ValueError(f"voices {sorted(overlap)} are both heard and unheard; give each to one of the two")
     parameters = {
@@ -152,22 +158,23 @@ def _write_splits(folder: Path, parameters: dict[str, Any]) -> dict[str, dict[st
     (folder / "data").mkdir()
     sentences = _new_sentences(random.Random(parameters["seed"]))
     splits = {}
-    with tqdm(total=round(sum(minutes for _, minutes, _, _ in plan) * 60), unit="s", desc="synthesising") as progress:
+    with tqdm(
+        total=round(sum(minutes for _, minutes, _, _ in plan) * 60), unit="s", unit_scale=True, desc="synthesising"
+    ) as progress:
         for name, minutes, voices, num_shards in plan:
             choose_voice = random.Random(f"{parameters['seed']} {name}")
-            splits[name] = {"examples": 0, "seconds": 0.0, "shards": num_shards}
+            utterances = (_utterance(f"{name}-{i:06d}", next(sentences), choose_voice.choice(voices)) for i in count())
+            num_examples, seconds = 0, 0.0
             for shard in range(num_shards):
                 rows = []
-                while splits[name]["seconds"] < minutes * 60 * (shard + 1) / num_shards or not rows:
-                    row, seconds = _utterance(
-                        f"{name}-{splits[name]['examples']:06d}", next(sentences), choose_voice.choice(voices)
-                    )
+                while not rows or seconds < minutes * 60 * (shard + 1) / num_shards:
+                    row, length = next(utterances)
                     rows.append(row)
-                    splits[name]["examples"] += 1
-                    splits[name]["seconds"] += seconds
-                    progress.update(min(round(seconds, 2), max(progress.total - progress.n, 0)))
+                    seconds += length
+                    progress.update(round(length, 1))
                 _write_shard(folder / "data" / f"{name}-{shard:05d}-of-{num_shards:05d}.parquet", rows)
-            splits[name]["seconds"] = round(splits[name]["seconds"], 3)
+                num_examples += len(rows)
+            splits[name] = {"examples": num_examples, "seconds": round(seconds, 3), "shards": num_shards}
     return splits
 
 
@@ -254,6 +261,7 @@ class _Espeak:
         callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
         self._callback = callback(self._collect)  # kept: the library holds only a pointer to it
         self._library.espeak_SetSynthCallback(self._callback)
+        self._variants = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
 
     def _collect(self, samples, count, _events) -> int:
         if samples and count > 0:
@@ -261,10 +269,13 @@ class _Espeak:
         return 0
 
     def say(self, text: str, voice: str) -> np.ndarray:
-        encoded = text.encode()
+        """`text` at the library's own rate, float32 in [-1, 1]."""
+        encoded, variant = text.encode(), voice.partition("+")[2]
         with self._lock:
             self._chunks.clear()
-            if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
+            # The library itself ignores a variant that it does not know.
+            known = not variant or (self._variants / variant).is_file()
+            if not known or self._library.espeak_SetVoiceByName(voice.encode()) != 0:
                 raise ValueError(f"espeak-ng has no voice {voice!r}; voices are language+variant, such as 'en-us+f3'")
             self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, self._CHARS_UTF8, None, None)
             self._library.espeak_Synchronize()

@@ -3,6 +3,7 @@
 Everything is in memory and behind one lock, so a commit is all or nothing, as on the Hub. No HTTP in here.
 """
 
+import base64
 import hashlib
 import itertools
 import threading
@@ -17,11 +18,11 @@ LFS_THRESHOLD = 10 * 1024 * 1024
 
 
 class HubError(Exception):
-    """An answer other than success: HTTP status, the Hub's `X-Error-Code` (if it has one) and its message."""
+    """An answer other than success: HTTP status, message, the Hub's `X-Error-Code` if any, more keys of the body."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None):
+    def __init__(self, status: int, message: str, code: str | None = None, **details: str):
         super().__init__(message)
-        self.status, self.message, self.code, self.headers = status, message, code, dict(headers or {})
+        self.status, self.message, self.code, self.details = status, message, code, details
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,12 @@ class Repo:
         if oid is None:
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return self.commits[oid]
+
+    def open_pull_request(self, branch: str) -> str:
+        """A new branch of the form refs/pr/N that starts where `branch` is."""
+        number = 1 + sum(name.startswith("refs/pr/") for name in self.branches)
+        self.branches[f"refs/pr/{number}"] = self.resolve(branch).oid
+        return f"refs/pr/{number}"
 
     def history(self, revision: str) -> list[Commit]:
         """Newest first."""
@@ -176,8 +183,6 @@ class HubStore:
             return self._add_commit(repo, branch, title, account.name, tree)
 
     def _apply(self, tree: dict[str, Entry], kind: str, value: dict) -> None:
-        import base64
-
         path = value["path"]
         if kind == "file":
             tree[path] = Entry(base64.b64decode(value["content"]))
@@ -238,7 +243,7 @@ class HubStore:
             self.check_write(account, namespace)
             for slug, other in self.collections.items():
                 if (other["owner"]["name"], other["title"]) == (namespace, data["title"]):
-                    raise HubError(409, f"This collection already exists: {slug}", headers={"slug": slug})
+                    raise HubError(409, f"This collection already exists: {slug}", slug=slug)
             name = "-".join(data["title"].lower().split())
             slug = f"{namespace}/{name}-{next(self._ids):024x}"
             self.collections[slug] = {
@@ -272,3 +277,10 @@ class HubStore:
             entry = {"_id": f"{next(self._ids):024x}", **item, "position": len(collection["items"])}
             collection["items"].append(entry | ({"note": {"text": note}} if note else {}))
             return collection
+
+    def set_note(self, slug: str, account: Account | None, item: str, note: str) -> None:
+        with self.lock:
+            self.check_write(account, slug.split("/")[0])
+            next(entry for entry in self.collection(slug, account)["items"] if entry["_id"] == item)["note"] = {
+                "text": note
+            }

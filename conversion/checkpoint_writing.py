@@ -1,0 +1,73 @@
+"""Writes checkpoints: beside their place first, tensor by tensor."""
+
+import json
+import os
+import struct
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from .errors import ConversionError
+
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def check_free(output: Path) -> None:
+    """Raise a ConversionError if something is in the way of `output`; nothing that exists is ever replaced."""
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if output.exists() or output.is_symlink():
+        raise ConversionError(f"{output} is in use; remove it or choose another place for the result")
+
+
+@contextmanager
+def file_written_beside(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to. It becomes `path` if the block succeeds and vanishes if it fails."""
+    check_free(path)
+    if path.is_dir():
+        raise ConversionError(f"{path} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
+    try:
+        yield new
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_safetensors(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+) -> None:
+    """Write tensors as they come; [`safetensors.torch.save_file`] wants all of them at once.
+
+    Args:
+        shapes: name and shape of every tensor, in the order in which `tensors` will hand them out.
+        dtype: of all of them.
+        tensors: names and tensors.
+
+    The format: eight bytes with the length of a JSON header, the header, the tensors' bytes
+    (https://github.com/huggingface/safetensors#format).
+    """
+    header, start = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in shapes.items():
+        stop = start + torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # data start at a multiple of eight
+    expected = iter(shapes.items())
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, tensor in tensors:
+            if (name, tuple(tensor.shape), tensor.dtype) != (*next(expected), dtype):
+                raise RuntimeError(f"{name} is not what the header promises")
+            file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+        if file.tell() != 8 + len(text) + start:
+            raise RuntimeError(f"{path} has fewer tensors than its header promises")

@@ -1,0 +1,45 @@
+"""A small picture of an encoder, as SVG: no library draws it and the Hub shows it as it is (it renders no Mermaid)."""
+
+from collections.abc import Sequence
+
+_LABEL, _BARS, _ROW, _TOP = 92, 300, 22, 46
+_ATTENTION, _FFN, _INK = "#4c72b0", "#dd8452", "#333333"
+
+
+def architecture_svg(
+    hidden_size: int, layers: Sequence[tuple[int, int]], convolutions: Sequence[tuple[int, int, int]]
+) -> str:
+    """Every layer a row with two bars to scale, the first layer at the bottom, the convolutions below.
+
+    Args:
+        hidden_size: width of the residual stream.
+        layers: attention width and FFN units of every layer.
+        convolutions: (channels, kernel, stride) of every convolution of the front end.
+    """
+    widest = max(max(pair) for pair in layers)
+    height = _TOP + _ROW * len(layers) + 34
+    width = _LABEL + _BARS + 130
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="12" role="img">',
+        f"<title>{len(layers)} layers, {hidden_size} wide</title>",
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        _text(8, 18, f"{len(layers)} transformer layers, residual stream {hidden_size} wide"),
+        _text(_LABEL, 36, "attention width", _ATTENTION),
+        _text(_LABEL + 110, 36, "FFN units", _FFN),
+    ]
+    for row, (index, (attention, ffn)) in enumerate(reversed(list(enumerate(layers)))):
+        y = _TOP + row * _ROW
+        parts.append(_text(8, y + 13, f"layer {index}"))
+        for offset, value, colour in ((0, attention, _ATTENTION), (9, ffn, _FFN)):
+            bar = max(round(_BARS * value / widest), 1)
+            parts.append(f'<rect x="{_LABEL}" y="{y + offset}" width="{bar}" height="8" fill="{colour}"/>')
+        parts.append(_text(_LABEL + _BARS + 10, y + 13, f"{attention} · {ffn}"))
+    channels = sorted({channels for channels, _, _ in convolutions})
+    shown = "–".join(map(str, dict.fromkeys((channels[0], channels[-1]))))
+    parts.append(_text(8, height - 14, f"front end: {len(convolutions)} convolutions, {shown} channels"))
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _text(x: int, y: int, text: str, colour: str = _INK) -> str:
+    return f'<text x="{x}" y="{y}" fill="{colour}">{text}</text>'

@@ -1,0 +1,163 @@
+"""The optuna studies of a search: opening them, scoring what their samplers draw, reading what was found."""
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.study import Study
+from optuna.trial import TrialState
+from tqdm.auto import tqdm
+
+from .pareto import pareto_front
+from .search_costs import Limits
+from .search_sampler import Genome, SubnetSampler, minimised_values
+from .search_space import Subnet
+
+logger = logging.getLogger(__name__)
+
+FILE = "study.db"
+LOCK_SECONDS = 60  # how long a process waits for another that writes to the database
+
+
+@dataclass
+class Studies:
+    """The studies of one output folder, one per algorithm, and what they need to draw and score subnets.
+
+    Args:
+        folder: holds `study.db`, an SQLite database that optuna's dashboard can open.
+        settings: what determines the search; studies made with others are refused.
+        score: of a subnet.
+        maximize: whether a higher score is better.
+        objectives: name and function of the costs that are minimised.
+        limits: what a subnet may cost.
+        genome: the genes.
+        anchors: subnets that are scored in any case, before all others.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    score: Callable[[Subnet], float]
+    maximize: bool
+    objectives: dict[str, Callable[[Subnet], float]]
+    limits: Limits
+    genome: Genome
+    anchors: Sequence[Subnet]
+
+    def __post_init__(self):
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._storage = optuna.storages.RDBStorage(
+            f"sqlite:///{self.folder / FILE}", engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}}
+        )
+
+    def run(self, algorithm: str, evolves: bool, trials: int, progress: bool) -> None:
+        """Score subnets until `trials` different ones are in the study, or no further one is allowed.
+
+        Raises:
+            ValueError: if the study was made for another supernet or with other settings.
+        """
+        sampler = SubnetSampler(
+            self.genome,
+            self.limits.allow,
+            self.anchors,
+            self.limits.feasible_uniform,
+            self.settings["seed"],
+            self.settings["population_size"] if evolves else None,
+        )
+        study = self._open(algorithm, sampler)
+        with tqdm(total=trials, desc=f"{algorithm} search", unit="subnet", disable=not progress) as bar:
+            while True:
+                done = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+                bar.update(len(done) - bar.n)
+                bar.set_postfix(self._progress(study, done))
+                missing = {anchor.key for anchor in self.anchors} - {trial.user_attrs["key"] for trial in done}
+                if len(done) >= trials and not missing:
+                    return
+                if not self._try_one(study, sampler):
+                    logger.warning("%s search ends after %d subnets: no other is within the limits", algorithm, bar.n)
+                    return
+
+    def _open(self, algorithm: str, sampler: SubnetSampler) -> Study:
+        study = optuna.create_study(
+            study_name=algorithm,
+            storage=self._storage,
+            sampler=sampler,
+            directions=["maximize" if self.maximize else "minimize"] + ["minimize"] * len(self.objectives),
+            load_if_exists=True,
+        )
+        found = study.user_attrs.get("settings")
+        if found is None:
+            study.set_metric_names([self.settings["score"], *self.objectives])
+            study.set_user_attr("settings", self.settings)
+            return study
+        different = [name for name, value in self.settings.items() if found.get(name) != value]
+        if not different:
+            return study
+        remedy = "choose another output folder, or delete this one to start anew"
+        if "fingerprint" in different:
+            raise ValueError(
+                f"{self.folder} holds a search of another supernet ({found['supernet'] or 'unnamed'}, weights "
+                f"{found['fingerprint']}, not {self.settings['fingerprint']}); {remedy}"
+            )
+        changes = ", ".join(f"{name} was {found.get(name)!r}, is {self.settings[name]!r}" for name in different)
+        raise ValueError(f"{self.folder} holds a search with other settings: {changes}; {remedy}")
+
+    def _try_one(self, study: Study, sampler: SubnetSampler) -> bool:
+        """Draw a subnet and score it; false if there is none left."""
+        trial = study.ask(self.genome.distributions)
+        try:
+            if sampler.exhausted:
+                study.tell(trial, state=TrialState.FAIL)
+                return False
+            subnet = self.genome.decode(trial.params)
+            trial.set_user_attr("key", subnet.key)
+            trial.set_user_attr("subnet", str(subnet))
+            for name, excess in self.limits.excess(subnet).items():
+                trial.set_constraint(name, excess)
+            score = self._known_scores().get(subnet.key)
+            score = self._finite_score(subnet) if score is None else score
+            study.tell(trial, [score, *(cost(subnet) for cost in self.objectives.values())])
+        except BaseException:  # Ctrl-C too: the next process shall draw this one again
+            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            raise
+        return True
+
+    def _finite_score(self, subnet: Subnet) -> float:
+        score = float(self.score(subnet))
+        if math.isnan(score):
+            logger.warning("the score of %s is NaN; it counts as the worst", subnet)
+            return -math.inf if self.maximize else math.inf
+        return score
+
+    def _finished(self) -> dict[str, list[optuna.trial.FrozenTrial]]:
+        names = sorted(optuna.get_all_study_names(self._storage))
+        studies = {name: optuna.load_study(study_name=name, storage=self._storage) for name in names}
+        return {
+            name: study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]) for name, study in studies.items()
+        }
+
+    def _known_scores(self) -> dict[str, float]:
+        trials = itertools.chain.from_iterable(self._finished().values())
+        return {trial.user_attrs["key"]: trial.values[0] for trial in trials}
+
+    def found(self) -> dict[str, list[tuple[Subnet, float]]]:
+        """Every algorithm's subnets with their scores, in the order in which they were tried."""
+        return {
+            name: [(self.genome.decode(trial.params), trial.values[0]) for trial in trials]
+            for name, trials in self._finished().items()
+        }
+
+    @staticmethod
+    def _progress(study: Study, done: list[optuna.trial.FrozenTrial]) -> dict[str, str]:
+        """Size of the front and best score so far."""
+        allowed = [trial for trial in done if all(value <= 0 for value in trial.constraints.values())]
+        if not allowed:
+            return {}
+        front = pareto_front([minimised_values(trial, study) for trial in allowed])
+        scores = [trial.values[0] for trial in allowed]
+        maximize = study.directions[0] == optuna.study.StudyDirection.MAXIMIZE
+        return {"front": str(len(front)), "best": f"{max(scores) if maximize else min(scores):.4g}"}

@@ -1,0 +1,63 @@
+"""Proof that a saved model needs nothing of this package: it is loaded by a process that cannot import it."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+_CHILD = """
+import importlib.util, json, sys
+assert importlib.util.find_spec("lighthubert_hf") is None, "the package is importable, so this would prove nothing"
+import torch
+from transformers import AutoFeatureExtractor, AutoModel
+folder = sys.argv[1]
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+extractor = AutoFeatureExtractor.from_pretrained(folder)
+wave = torch.sin(torch.arange(16000) * 0.05).numpy()
+with torch.inference_mode():
+    states = model(**extractor(wave, sampling_rate=16000, return_tensors="pt")).last_hidden_state
+print(json.dumps({"class": type(model).__name__, "shape": list(states.shape), "mean": states.abs().mean().item()}))
+"""
+
+
+def load_without_package(folder: str | os.PathLike) -> dict:
+    """Load `folder` with `AutoModel` and `trust_remote_code=True` in a new process that has no `lighthubert_hf`.
+
+    The process sees every other installed package, through links, and the network is not asked.
+
+    Returns:
+        `{"class", "shape", "mean"}`: the class, and shape and mean magnitude of its output for one second of a tone.
+
+    Raises:
+        ValueError: if the folder does not load; the message ends with the process's last line.
+    """
+    folder = Path(folder).resolve()
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no model folder: it has no config.json")
+    with tempfile.TemporaryDirectory() as temporary:
+        packages, modules = Path(temporary, "packages"), Path(temporary, "modules")
+        packages.mkdir()
+        for site in (Path(path) for path in sys.path if Path(path).name in ("site-packages", "dist-packages")):
+            for entry in site.iterdir():
+                ours = entry.name.startswith(("lighthubert_hf", "__editable__")) or entry.suffix == ".pth"
+                if not ours and not (packages / entry.name).exists():
+                    (packages / entry.name).symlink_to(entry)
+        environment = os.environ | {
+            "PYTHONPATH": str(packages),
+            "HF_MODULES_CACHE": str(modules),  # where transformers keeps the code it finds in the folder
+            "HF_HUB_OFFLINE": "1",
+        }
+        # -S: no site packages but the links above, so no editable install either; -P: nothing from the current folder.
+        done = subprocess.run(
+            [sys.executable, "-S", "-P", "-c", _CHILD, str(folder)],
+            env=environment,
+            cwd=temporary,
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ValueError(f"{folder} does not load without the package: {last}")
+    return json.loads(done.stdout.strip().splitlines()[-1])

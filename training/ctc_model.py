@@ -1,0 +1,159 @@
+"""A CTC model from a supernet, a static subnet or a plain HuBERT, and which of its parts are trained when."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForCTC, PretrainedConfig, PreTrainedModel, TrainerCallback
+
+from lighthubert_hf.configuration_lighthubert import LightHubertConfig
+from lighthubert_hf.extraction import subnet_config
+from lighthubert_hf.search_space import SearchSpace, Subnet
+
+from .ctc_recipe import FreezingSection, LoraSection, PretrainedSection
+from .recipe import SubnetSection
+
+logger = logging.getLogger(__name__)
+
+DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
+
+
+def build_ctc_model(
+    settings: PretrainedSection, *, config_changes: dict[str, Any], keep_head: bool = False
+) -> PreTrainedModel:
+    """The static CTC model that `settings` describes, in float32.
+
+    Args:
+        settings: What to load, or the architecture to fill with random weights.
+        config_changes: Fields of the config to set: vocabulary size, blank, SpecAugment.
+        keep_head: Load the head as well; without it the head is new.
+
+    Raises:
+        ValueError: if `subnet` is given for a static model or does not fit, or the checkpoint is incomplete.
+    """
+    config = _config(settings, config_changes)
+    subnet = _subnet(settings, config)
+    if settings.from_scratch or settings.path is None:
+        return AutoModelForCTC.from_config(config if subnet is None else subnet_config(config, subnet))
+    load = AutoModelForCTC if keep_head else AutoModel
+    with _quiet_loading():
+        loaded, report = load.from_pretrained(
+            settings.path, revision=settings.revision, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    missing = {name for name in report["missing_keys"] if not name.endswith("masked_spec_embed")}
+    if missing:
+        raise ValueError(f"{settings.path} lacks {len(missing)} weights of its architecture, such as {min(missing)}")
+    if subnet is not None:
+        loaded = loaded.extract_subnet(subnet)
+    if keep_head:
+        return loaded
+    model = AutoModelForCTC.from_config(loaded.config)
+    model.base_model.load_state_dict(loaded.state_dict(), strict=True)
+    return model
+
+
+def _config(settings: PretrainedSection, changes: dict[str, Any]) -> PretrainedConfig:
+    if settings.random_config is not None:
+        config = LightHubertConfig(**settings.random_config)
+    else:
+        config = AutoConfig.from_pretrained(settings.path, revision=settings.revision)
+    if not hasattr(config, "conv_kernel") or type(config) not in AutoModelForCTC._model_mapping:
+        raise ValueError(
+            f"{settings.path} is a {config.model_type}, not a speech encoder with a CTC head; "
+            "give a LightHuBERT or a HuBERT"
+        )
+    changes = {"layerdrop": settings.layerdrop, **changes}
+    if settings.dropout is not None:
+        changes |= dict.fromkeys(DROPOUTS, settings.dropout)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+def _subnet(settings: PretrainedSection, config: PretrainedConfig) -> Subnet | None:
+    """Which subnet to extract; `None` for a static model."""
+    if getattr(config, "search_space", None) is None:
+        if settings.subnet is not None:
+            raise ValueError(f"model.subnet is given, but {settings.path} is static; remove it, or name the supernet")
+        return None
+    if isinstance(settings.subnet, SubnetSection):
+        return Subnet.from_dict(settings.subnet.model_dump())
+    if settings.subnet in (None, "default"):
+        return Subnet.from_dict(config.default_subnet)
+    return getattr(SearchSpace.from_dict(config.search_space), settings.subnet)()
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """transformers reports a head left behind as a problem; here it is meant, and missing weights are checked."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
+
+
+def add_lora(model: PreTrainedModel, settings: LoraSection):
+    """`model` with low-rank adapters; they and the head are trained. `merge_and_unload()` makes it plain again."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ImportError("lora needs peft; install it with: pip install 'lighthubert-hf[peft]'") from None
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=settings.target_modules,
+            modules_to_save=["lm_head"],
+        ),
+    )
+
+
+def freeze(model: PreTrainedModel, settings: FreezingSection) -> None:
+    """Freeze what is not trained in the whole run."""
+    if settings.freeze == "encoder":
+        model.freeze_base_model()
+    elif settings.freeze == "feature_encoder":
+        model.freeze_feature_encoder()
+
+
+class Thawing(TrainerCallback):
+    """Trains the head alone at first, then thaws the encoder: all of it, or layer by layer from the top.
+
+    What is frozen when training begins stays so. Below the lowest layer come the projection and the front end,
+    together.
+    """
+
+    def __init__(self, settings: FreezingSection):
+        self.settings = settings
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        # The optimizer exists by now and holds these parameters; without a gradient it leaves them alone.
+        encoder = model.base_model
+        layers = [list(layer.parameters()) for layer in reversed(encoder.encoder.layers)]
+        known = {id(parameter) for layer in layers for parameter in layer}
+        below = [parameter for parameter in encoder.parameters() if id(parameter) not in known]
+        self.groups = [[p for p in group if p.requires_grad] for group in (*layers, below)]
+        self._apply(state.global_step)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._apply(state.global_step)
+
+    def num_thawed(self, step: int) -> int:
+        """How many groups are trained in `step` (0-based)."""
+        if step < self.settings.head_only_steps:
+            return 0
+        if self.settings.thaw_layers_every == 0:
+            return len(self.groups)
+        return 1 + (step - self.settings.head_only_steps) // self.settings.thaw_layers_every
+
+    def _apply(self, step: int) -> None:
+        for index, group in enumerate(self.groups):
+            for parameter in group:
+                parameter.requires_grad_(index < self.num_thawed(step))

@@ -1,0 +1,333 @@
+"""The distillation loop: a recipe in, a model folder out; resumable, on any number of processes."""
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
+
+from lighthubert_hf import LightHubertForPreTraining, Subnet
+
+from .batching import AudioLoader, Batch, training_loader, validation_loader
+from .checkpoint import (
+    TrainingState,
+    checkpoint_folder,
+    flatten_optimizer,
+    latest_checkpoint,
+    load_training_state,
+    remove_partial,
+    restore_optimizer,
+    rotate,
+    save_checkpoint,
+    save_final,
+)
+from .evaluation import evaluate, validation_subnets
+from .gradients import broadcast_parameters
+from .hub_upload import HubUploader
+from .objectives import make_objective
+from .progress import TrainingLog
+from .recipe import Recipe
+from .schedule import make_scheduler
+from .step import DistillationModel, StepResult, TrainingStep
+from .streaming import AudioSource
+from .student import build_student
+from .subnet_sampler import SubnetSampler
+from .teacher import Teacher, load_encoder
+from .termination import Termination
+
+logger = logging.getLogger(__name__)
+
+# What may change between two lives of a run without changing what it computes.
+FREE_TO_CHANGE = ("description", "checkpoint", "hub", "logging", "validation", "data.num_workers")
+
+
+def distill(recipe: Recipe, *, show_progress: bool = True) -> Path:
+    """Run one stage of distillation to its end, from its latest checkpoint if there is one.
+
+    Called by every process of `accelerate launch`. Weights, losses and logs of a run that was killed and called again
+    are those of an uninterrupted one, given the same number of processes.
+
+    On SIGTERM the run saves a checkpoint after the present step, and the process then dies by the signal.
+
+    Returns:
+        `recipe.output_dir/final`: a folder that `LightHubertForPreTraining.from_pretrained` and
+        `LightHubertModel.from_pretrained` read.
+
+    Raises:
+        FileNotFoundError: Teacher, student or data do not exist.
+        ValueError: The recipe does not fit what it names, or the run that `output_dir` holds; or too many steps in a
+            row were not finite.
+    """
+    output_dir = Path(recipe.output_dir)
+    accelerator = _accelerator(recipe)
+    final = output_dir / "final"
+    _claim(output_dir, recipe, accelerator)
+    if final.exists():
+        logger.info("%s is finished; nothing to do", final)
+        return final
+    run = _Run(recipe, accelerator, show_progress)
+    with Termination() as termination:
+        interrupted = run.train(termination)
+    if interrupted:
+        accelerator.wait_for_everyone()  # nobody dies, and has the launcher kill the others, before the save is done
+        termination.die()
+    return run.finish(final)
+
+
+class _Run:
+    """One life of a run: from the start or a checkpoint to the end or a SIGTERM."""
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator, show_progress: bool):
+        self.recipe, self.accelerator = recipe, accelerator
+        self.checkpoints = Path(recipe.output_dir) / "checkpoints"
+        resumed = self._resumed_from()
+        self.state = load_training_state(resumed) if resumed else None
+        if resumed:
+            logger.info("resuming from %s", resumed)
+            _check_processes(self.state, accelerator)
+        self._build(resumed)
+        start = self.state.step if self.state else 0
+        self._build_data()
+        self.scheduler = make_scheduler(self.optimizer, recipe.training.steps, recipe.schedule, start)
+        self.state = self.state or TrainingState(step=0, num_processes=accelerator.num_processes, data=[])
+        self.uploader = HubUploader(recipe.hub) if recipe.hub and accelerator.is_main_process else None
+        self.log = TrainingLog(recipe, accelerator, start, self.state.pending_losses, show_progress)
+
+    def _resumed_from(self) -> Path | None:
+        """The checkpoint to go on from: the main process looks, so that all agree."""
+        latest = [str(latest_checkpoint(self.checkpoints) or "")]
+        broadcast_object_list(latest)
+        return Path(latest[0]) if latest[0] else None
+
+    def _build(self, resumed: Path | None) -> None:
+        recipe, device = self.recipe, self.accelerator.device
+        encoder = load_encoder(recipe.teacher, recipe.seed)
+        if resumed:
+            student = LightHubertForPreTraining.from_pretrained(resumed / "pretrained_model", dtype=torch.float32)
+            if recipe.student.freeze_feature_encoder:
+                student.freeze_feature_encoder()
+        else:
+            student = build_student(recipe.student, encoder, recipe.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            objective = make_objective(recipe.objective, encoder.config, student.config)
+        if self.state:
+            objective.load_state_dict(self.state.objective, strict=True)
+        if recipe.training.gradient_checkpointing:
+            student.gradient_checkpointing_enable({"use_reentrant": False})
+        teacher = Teacher(encoder, objective.request).to(device)
+        self.model = DistillationModel(teacher, student.to(device).train(), objective.to(device), self.accelerator)
+        optimizer, self.parameter_names = make_optimizer(self.model, recipe)
+        if self.state:
+            restore_optimizer(optimizer, self.parameter_names, self.state.optimizer)
+        self.optimizer = self.accelerator.prepare(optimizer)
+        self.step = TrainingStep(self.model, self.optimizer, recipe)
+        broadcast_parameters(self.step.parameters)
+        if self.state and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self.state.scaler)
+
+    def _build_data(self) -> None:
+        recipe = self.recipe
+        training, validation = _sources(recipe, self.accelerator)
+        equal_lengths = recipe.data.equal_lengths
+        if equal_lengths is None:
+            equal_lengths = self.model.teacher.padding_matters
+        shared = {
+            "rank": self.accelerator.process_index,
+            "world_size": self.accelerator.num_processes,
+            "equal_lengths": equal_lengths,
+            "num_workers": recipe.data.num_workers,
+        }
+        options = recipe.data.model_dump(exclude={"sources", "synthetic_minutes", *shared})
+        self.loader: AudioLoader = training_loader(training, seed=recipe.seed, **shared, **options)
+        if self.state:
+            self.loader.load_state(self.state.data[self.accelerator.process_index])
+        self.validation = None
+        if recipe.validation:
+            options = recipe.validation.model_dump(include={"batch_seconds", "crop_seconds", "max_examples"})
+            self.validation = validation_loader(validation, **shared, **options)
+
+    def train(self, termination: Termination) -> bool:
+        """Run the steps that are left; whether SIGTERM cut them short (a checkpoint is written then)."""
+        recipe, state = self.recipe, self.state
+        space = self.model.student.search_space
+        sampler = SubnetSampler(space, recipe.sampler, recipe.seed) if space else None
+        batches = iter(self.loader)
+        data_state = state.data[self.accelerator.process_index] if state.data else {}
+        while state.step < recipe.training.steps:
+            micro_batches, data_state = _take(batches, recipe.training.accumulation, data_state)
+            subnets = sampler.subnets(state.step) if sampler else (None,)
+            result = self.step.run(state.step, micro_batches, subnets, termination.requested)
+            if not result.num_with_data:
+                logger.warning("the data ended after %d of %d steps", state.step, recipe.training.steps)
+                break
+            self._count(result)
+            self._after_step(data_state, stopping=bool(result.num_stopping))
+            if result.num_stopping and state.step < recipe.training.steps:
+                self.log.close()
+                return True
+        return False
+
+    def _count(self, result: StepResult) -> None:
+        state, lr = self.state, self.optimizer.param_groups[0]["lr"]
+        self.scheduler.step()
+        state.step += 1
+        state.audio_seconds += result.audio_seconds
+        state.skipped_steps += result.skipped
+        state.skipped_in_a_row = state.skipped_in_a_row + 1 if result.skipped else 0
+        self.log.step(state.step, result, lr, state.audio_seconds, state.skipped_steps)
+        if state.skipped_in_a_row >= self.recipe.training.max_skipped_in_a_row:
+            raise ValueError(
+                f"{state.skipped_in_a_row} steps in a row were not finite (up to step {state.step}); lower "
+                "optimizer.lr, or use training.mixed_precision=bf16 instead of fp16"
+            )
+
+    def _after_step(self, data_state: dict[str, Any], stopping: bool) -> None:
+        step, last = self.state.step, self.state.step == self.recipe.training.steps
+        if self.validation is not None and (last or step % self.recipe.validation.every == 0):
+            started = time.perf_counter()
+            losses = evaluate(self.model, self.validation, self._validation_subnets())
+            self.log.validation(step, losses, time.perf_counter() - started)
+        if stopping or last or step % self.recipe.checkpoint.every == 0:
+            self._save(data_state)
+
+    def _validation_subnets(self) -> dict[str, Subnet | None]:
+        student = self.model.student
+        if student.search_space is None:
+            return {"static": None}
+        default = Subnet.from_dict(student.config.default_subnet)
+        return validation_subnets(student.search_space, default, self.recipe.validation.num_random, self.recipe.seed)
+
+    def _save(self, data_state: dict[str, Any]) -> None:
+        state = self.state
+        state.data = [json.loads(text) for text in gather_object([json.dumps(data_state)])]
+        if not self.accelerator.is_main_process:
+            return
+        state.pending_losses = self.log.losses
+        state.optimizer = flatten_optimizer(self.optimizer.optimizer, self.parameter_names)
+        state.objective = self.model.objective.state_dict()
+        state.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
+        folder = checkpoint_folder(self.checkpoints, state.step)
+        save_checkpoint(folder, self.model.student, state)
+        if self.uploader:
+            self.uploader.push(folder, state.step)
+        rotate(self.checkpoints, self.recipe.checkpoint.keep, self.uploader.in_use if self.uploader else None)
+
+    def finish(self, final: Path) -> Path:
+        self.log.close()
+        if self.accelerator.is_main_process:
+            save_final(final, self.model.student)
+            if self.uploader:
+                self.uploader.finish(final)
+        self.accelerator.wait_for_everyone()
+        return final
+
+
+def make_optimizer(model: DistillationModel, recipe: Recipe) -> tuple[torch.optim.AdamW, list[str]]:
+    """AdamW over what is trained, and the parameters' names in its order; matrices are decayed, vectors are not."""
+    named = [
+        *((f"student.{name}", parameter) for name, parameter in model.student.named_parameters()),
+        *((f"objective.{name}", parameter) for name, parameter in model.objective.named_parameters()),
+    ]
+    named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    decayed = [(name, p) for name, p in named if p.ndim > 1]
+    others = [(name, p) for name, p in named if p.ndim <= 1]
+    settings = recipe.optimizer
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for _, p in decayed], "weight_decay": settings.weight_decay},
+            {"params": [p for _, p in others], "weight_decay": 0.0},
+        ],
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        fused=True,
+    )
+    return optimizer, [name for name, _ in [*decayed, *others]]
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    return Accelerator(
+        mixed_precision=recipe.training.mixed_precision,
+        log_with=list(recipe.logging.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=recipe.output_dir),
+    )
+
+
+def _claim(output_dir: Path, recipe: Recipe, accelerator: Accelerator) -> None:
+    """Make `output_dir` this recipe's, or see that it already is."""
+    file = output_dir / "recipe.yaml"
+    problem = [""]
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        remove_partial(output_dir)
+        if file.exists():
+            problem = [_difference(yaml.safe_load(file.read_text(encoding="utf-8")), recipe) or ""]
+        if not problem[0]:
+            temporary = output_dir / ".recipe.yaml.partial"
+            temporary.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+            os.replace(temporary, file)
+    broadcast_object_list(problem)
+    if problem[0]:
+        raise ValueError(f"{output_dir} holds a run with {problem[0]}; take the same recipe, or another output_dir")
+
+
+def _difference(stored: dict[str, Any], recipe: Recipe) -> str | None:
+    """The first setting that makes `recipe` another run than the stored one."""
+    before, now = _leaves(stored), _leaves(recipe.model_dump(mode="json"))
+    for key in sorted(before.keys() | now.keys()):
+        free = any(key == name or key.startswith(f"{name}.") for name in FREE_TO_CHANGE)
+        if not free and before.get(key) != now.get(key):
+            return f"{key}={before.get(key)!r}, the recipe says {now.get(key)!r}"
+    return None
+
+
+def _leaves(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, dict) or not data:
+        return {prefix: data}
+    return {
+        leaf: value
+        for key, part in data.items()
+        for leaf, value in _leaves(part, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def _check_processes(state: TrainingState, accelerator: Accelerator) -> None:
+    if state.num_processes != accelerator.num_processes:
+        raise ValueError(
+            f"the checkpoint is of {state.num_processes} processes, each with its own place in the data, this launch has "
+            f"{accelerator.num_processes}; launch {state.num_processes}, or start a new run (another output_dir) with "
+            "student.init=…/pretrained_model"
+        )
+
+
+def _sources(recipe: Recipe, accelerator: Accelerator) -> tuple[list[AudioSource], list[AudioSource]]:
+    """Training and validation sources; synthetic speech is made here if asked for."""
+    validation = [AudioSource(**s.model_dump()) for s in recipe.validation.sources] if recipe.validation else []
+    if recipe.data.synthetic_minutes is None:
+        return [AudioSource(**source.model_dump()) for source in recipe.data.sources], validation
+    from .synthetic_speech import synthesise_corpus
+
+    folder, minutes = Path(recipe.output_dir) / "corpus", recipe.data.synthetic_minutes
+    if accelerator.is_main_process:
+        synthesise_corpus(folder, minutes=minutes, held_out_minutes=max(minutes / 10, 0.2), seed=recipe.seed)
+    accelerator.wait_for_everyone()
+    return [AudioSource(str(folder))], validation or [AudioSource(str(folder), split="validation")]
+
+
+def _take(batches, number: int, state: dict[str, Any]) -> tuple[list[Batch], dict[str, Any]]:
+    """Up to `number` batches and the loader's state after them."""
+    taken = []
+    for _ in range(number):
+        entry = next(batches, None)
+        if entry is None:
+            break
+        batch, state = entry
+        taken.append(batch)
+    return taken, state

@@ -1,0 +1,32 @@
+"""Distillation objectives, one per file. `make_objective` builds the one a recipe names."""
+
+from .armhubert import ArmHubertObjective
+from .base import FrameLoss, Objective
+from .distilhubert import DistilHubertObjective
+from .dphubert import DPHubertObjective
+from .lighthubert import LightHubertObjective
+
+__all__ = [
+    "ArmHubertObjective",
+    "DPHubertObjective",
+    "DistilHubertObjective",
+    "FrameLoss",
+    "LightHubertObjective",
+    "Objective",
+    "make_objective",
+]
+
+
+def make_objective(settings, teacher_config, student_config) -> Objective:
+    """The objective of a recipe's section `objective` for a teacher and a student of the given configs.
+
+    Heads are initialised from the global random state.
+    """
+    teacher_sizes = (teacher_config.num_hidden_layers, teacher_config.hidden_size)
+    student_sizes = (student_config.num_hidden_layers, student_config.hidden_size)
+    if settings.name == "lighthubert":
+        return LightHubertObjective(settings, teacher_sizes[0])
+    if settings.name == "distilhubert":
+        return DistilHubertObjective(settings, teacher_sizes[1], student_sizes[1])
+    classes = {"dphubert": DPHubertObjective, "armhubert": ArmHubertObjective}
+    return classes[settings.name](settings, teacher_sizes, student_sizes)

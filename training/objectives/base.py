@@ -1,0 +1,111 @@
+"""What all objectives share: predictions and targets of equal shape, an error per frame, a weight per frame."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutput
+
+from ..teacher import TeacherOutput, TeacherRequest
+
+
+@dataclass
+class FrameLoss:
+    """A loss that is not divided yet, so that it can be normalised over all batches and processes.
+
+    Args:
+        sum: Weighted sum of the frames' errors, fp32, carries the gradient.
+        count: Sum of the weights.
+    """
+
+    sum: torch.Tensor
+    count: torch.Tensor
+
+
+class Objective(nn.Module):
+    """A distillation loss. Subclasses say what to see of the teacher, what to predict, and how to compare.
+
+    The teacher's part (`targets`) does not depend on the subnet and is computed once per batch; `predictions` and
+    `frame_errors` run per subnet. Parameters of an objective (prediction heads) are trained along and are not part of
+    the student.
+    """
+
+    @property
+    def request(self) -> TeacherRequest:
+        raise NotImplementedError
+
+    def targets(
+        self,
+        clean: TeacherOutput,
+        masked: TeacherOutput | None,
+        valid: torch.BoolTensor,
+        time_mask: torch.BoolTensor,
+    ) -> list[torch.Tensor]:
+        """What to predict, fp32, `(batch, frames, hidden_size)` each.
+
+        Args:
+            clean: The teacher on unmasked audio.
+            masked: The teacher on masked features, if `request.masked`.
+            valid: `(batch, frames)`, false on padding.
+            time_mask: `(batch, frames)`, true where the student's features are masked.
+        """
+        raise NotImplementedError
+
+    @property
+    def needs_student_states(self) -> bool:
+        """Whether `predictions` reads the student's hidden states, not only its last one."""
+        return False
+
+    def predictions(self, student: nn.Module, outputs: BaseModelOutput) -> list[torch.Tensor]:
+        """One prediction per target from what the student's encoder put out."""
+        raise NotImplementedError
+
+    def frame_errors(self, predictions: list[torch.Tensor], targets: list[torch.Tensor]) -> torch.Tensor:
+        """`(batch, frames)`, fp32."""
+        raise NotImplementedError
+
+    def frame_weights(self, valid: torch.BoolTensor, time_mask: torch.BoolTensor) -> torch.Tensor:
+        """`(batch, frames)`, fp32; zero on padding."""
+        return valid.float()
+
+    def forward(
+        self, predictions: list[torch.Tensor], targets: list[torch.Tensor], weights: torch.Tensor
+    ) -> FrameLoss:
+        with torch.autocast(weights.device.type, enabled=False):
+            errors = self.frame_errors([p.float() for p in predictions], targets)
+        # where, not a product: what stands on padding may be anything, infinities included.
+        return FrameLoss(torch.where(weights > 0, errors * weights, 0).sum(), weights.sum())
+
+
+class PrefixLinear(nn.Linear):
+    """A linear layer that reads however many channels its input has: the first columns of its weight."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden_states, self.weight[:, : hidden_states.shape[-1]], self.bias)
+
+
+def initialise_as_identity(linear: nn.Linear) -> None:
+    """Ones on the diagonal, zeros elsewhere; also for a weight that is not square."""
+    nn.init.eye_(linear.weight)
+    nn.init.zeros_(linear.bias)
+
+
+def states_by_depth(student: nn.Module, outputs: BaseModelOutput) -> list[torch.Tensor]:
+    """The student's residual stream at every depth of the *full* network, 0 to its number of layers.
+
+    A layer that the active subnet leaves out passes its input on, so a target keeps its place in the network whatever
+    the depth of the subnet.
+    """
+    encoder = student.base_model.encoder
+    states, place = [outputs.hidden_states[0]], 0
+    for index in range(len(encoder.layers)):
+        if place < len(encoder.active_layers) and encoder.active_layers[place] == index:
+            place += 1
+        states.append(outputs.hidden_states[place])
+    return states
+
+
+def matched_depth(layer: int, num_teacher_layers: int, num_student_layers: int) -> int:
+    """The depth of the student that answers the teacher's hidden state `layer`: the same share of the way up."""
+    return round(layer * num_student_layers / num_teacher_layers)

@@ -1,0 +1,429 @@
+"""Recipes: everything one stage of distillation needs to know, as validated YAML.
+
+A recipe is a YAML file whose sections are the models below. `load_recipe` reads one (shipped or of the user's own),
+applies `key=value` overrides, and turns any mistake into one line that names the key and the remedy.
+"""
+
+import difflib
+import types
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import model_validator as checked
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Probability = Share
+
+
+class Section(BaseModel):
+    """Unknown keys are errors; values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TeacherSection(Section):
+    """The frozen model to learn from: any HuBERT, wav2vec2, WavLM or data2vec-audio."""
+
+    path: str | None = Field(None, description="Hub id or folder")
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    random_config: dict[str, Any] | None = Field(
+        None,
+        description="instead of `path`: HubertConfig fields of a randomly initialised teacher, to try a recipe out",
+    )
+
+    @checked(mode="after")
+    def _one_source(self):
+        if (self.path is None) == (self.random_config is None):
+            raise ValueError("give exactly one of teacher.path and teacher.random_config")
+        return self
+
+
+class SpaceSection(Section):
+    """The choices of a supernet, see [`SearchSpace`]."""
+
+    hidden_size: list[PositiveInt]
+    num_attention_heads: list[PositiveInt]
+    ffn_ratio: list[PositiveFloat]
+    num_hidden_layers: list[PositiveInt]
+
+
+class SubnetSection(Section):
+    """One architecture, see [`Subnet`]."""
+
+    hidden_size: PositiveInt
+    num_attention_heads: list[PositiveInt]
+    intermediate_size: list[PositiveInt]
+
+
+class StudentSection(Section):
+    """What is trained: a supernet, or, with `subnet` or without any space, a static model."""
+
+    init: str = Field("teacher", description="'teacher' (its weights), 'random', or a LightHuBERT folder or Hub id")
+    revision: str | None = None
+    search_space: Literal["small", "base"] | SpaceSection | None = Field(
+        None, description="None: the space stored with `init`"
+    )
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="LightHubertConfig fields that differ from the teacher's, or from `init`'s"
+    )
+    subnet: Literal["smallest", "default", "largest"] | SubnetSection | None = Field(
+        None, description="train only this subnet, extracted from `init` beforehand"
+    )
+    freeze_feature_encoder: bool = False
+
+
+class LightHubertObjectiveSection(Section):
+    name: Literal["lighthubert"] = "lighthubert"
+    num_target_layers: PositiveInt = 8
+    layer_norm: Literal["none", "instance", "layer"] = "none"
+    masked_weight: NonNegativeFloat = 1.0
+    unmasked_weight: NonNegativeFloat = 1.0
+
+    @checked(mode="after")
+    def _some_weight(self):
+        if self.masked_weight == self.unmasked_weight == 0:
+            raise ValueError("masked_weight and unmasked_weight cannot both be 0")
+        return self
+
+
+class DPHubertObjectiveSection(Section):
+    name: Literal["dphubert"]
+    layer_groups: list[list[int]] = [[0], [4, 8, 12]]
+    cosine_weight: NonNegativeFloat = 1.0
+
+
+class ArmHubertObjectiveSection(Section):
+    name: Literal["armhubert"]
+    last_layer_weight: PositiveFloat = 1.0
+    other_layers_weight: NonNegativeFloat = 0.1
+
+
+class DistilHubertObjectiveSection(Section):
+    name: Literal["distilhubert"]
+    layers: list[PositiveInt] = [4, 8, 12]
+    cosine_weight: NonNegativeFloat = 1.0
+
+
+ObjectiveSection = Annotated[
+    LightHubertObjectiveSection | DPHubertObjectiveSection | ArmHubertObjectiveSection | DistilHubertObjectiveSection,
+    Field(discriminator="name"),
+]
+
+
+class MaskingSection(Section):
+    """Time masks of the student's features, as in wav2vec 2.0."""
+
+    probability: Probability = 0.65
+    length: PositiveInt = 10
+    min_masks: Annotated[int, Field(ge=0)] = 2
+
+
+Knob = Literal["ffn_ratio", "num_attention_heads", "hidden_size", "num_hidden_layers"]
+
+
+class PhaseSection(Section):
+    """From `from_step` on, the knobs in `open` vary; the others stay at their largest (progressive shrinking)."""
+
+    from_step: Annotated[int, Field(ge=0)]
+    open: list[Knob]
+
+
+class SamplerSection(Section):
+    """Which subnets a step trains."""
+
+    kind: Literal["largest", "random", "sandwich"] = "random"
+    num_random: PositiveInt = Field(1, description="random subnets per step (of 'random' and 'sandwich')")
+    in_place_weight: Share = Field(
+        0.0,
+        description="share of a subnet's loss that is its distance to the largest subnet's prediction ('sandwich')",
+    )
+    phases: list[PhaseSection] = []
+
+    @checked(mode="after")
+    def _consistent(self):
+        if self.in_place_weight and self.kind != "sandwich":
+            raise ValueError("sampler.in_place_weight needs sampler.kind=sandwich, which trains the largest subnet")
+        starts = [phase.from_step for phase in self.phases]
+        if starts and (starts[0] != 0 or starts != sorted(set(starts))):
+            raise ValueError(f"sampler.phases must start at step 0 and ascend, got from_step {starts}")
+        return self
+
+
+class SourceSection(Section):
+    """One source of audio, see [`AudioSource`]."""
+
+    path: str
+    split: str = "train"
+    config_name: str | None = None
+    audio_column: str | None = None
+    text_column: str | None = None
+    weight: PositiveFloat = 1.0
+
+
+class DataSection(Section):
+    """The training stream, see [`training_loader`]. `batch_seconds` is per process and forward."""
+
+    sources: list[SourceSection] = []
+    synthetic_minutes: PositiveFloat | None = Field(
+        None, description="instead of `sources`: minutes of synthetic speech, made at the start, to try a recipe out"
+    )
+    batch_seconds: PositiveFloat = 60.0
+    crop_seconds: PositiveFloat = 15.6
+    min_seconds: PositiveFloat = 0.5
+    num_workers: Annotated[int, Field(ge=0)] = 2
+    window_size: PositiveInt = 256
+    shuffle_window: PositiveInt = 1000
+    num_open_shards: PositiveInt = 4
+    equal_lengths: bool | None = Field(
+        None, description="crop a batch to its shortest row; None: if the teacher needs it"
+    )
+    max_broken_share: Share = 0.05
+
+    @checked(mode="after")
+    def _one_kind(self):
+        if bool(self.sources) == (self.synthetic_minutes is not None):
+            raise ValueError("give exactly one of data.sources and data.synthetic_minutes")
+        if self.batch_seconds < self.crop_seconds:
+            raise ValueError(
+                f"data.batch_seconds ({self.batch_seconds:g}) must hold at least one crop "
+                f"of data.crop_seconds ({self.crop_seconds:g})"
+            )
+        return self
+
+
+class ValidationSection(Section):
+    """Loss of the smallest, default, largest and a few random subnets on held-out audio."""
+
+    sources: list[SourceSection] = Field([], description="empty: the validation split of synthetic speech")
+    every: PositiveInt = 5000
+    batch_seconds: PositiveFloat = 60.0
+    crop_seconds: PositiveFloat | None = 15.6
+    max_examples: PositiveInt | None = 500
+    num_random: Annotated[int, Field(ge=0)] = 3
+
+
+class OptimizerSection(Section):
+    """AdamW; biases and norms are not decayed."""
+
+    lr: PositiveFloat = 5e-4
+    betas: tuple[Share, Share] = (0.9, 0.98)
+    eps: PositiveFloat = 1e-6
+    weight_decay: NonNegativeFloat = 0.01
+    max_grad_norm: PositiveFloat | None = 10.0
+
+
+class ScheduleSection(Section):
+    """Learning rate over the steps; shares of all steps."""
+
+    kind: Literal["tri_stage", "linear"] = "tri_stage"
+    warmup: Share = 0.03
+    hold: Share = Field(0.9, description="'tri_stage' only: share of steps at the full rate")
+    initial_scale: Share = 0.01
+    final_scale: Share = 0.05
+
+    @checked(mode="after")
+    def _fits(self):
+        if self.kind == "tri_stage" and self.warmup + self.hold > 1:
+            raise ValueError(f"schedule.warmup + schedule.hold must be at most 1, got {self.warmup + self.hold:g}")
+        return self
+
+
+class TrainingSection(Section):
+    steps: PositiveInt
+    accumulation: PositiveInt = Field(1, description="batches per process and optimiser step")
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
+    max_skipped_in_a_row: PositiveInt = Field(100, description="stop after this many non-finite steps in a row")
+
+
+class CheckpointSection(Section):
+    every: PositiveInt = 5000
+    keep: PositiveInt = 2
+
+
+class LoggingSection(Section):
+    every: PositiveInt = 100
+    trackers: list[Literal["tensorboard", "wandb"]] = []
+    project: str = "lighthubert"
+
+
+class HubSection(Section):
+    """Push every checkpoint's model to a Hub repo while training goes on."""
+
+    repo_id: str
+    private: bool = True
+
+
+class Recipe(Section):
+    """One stage of distillation."""
+
+    name: str
+    description: str = ""
+    output_dir: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    teacher: TeacherSection
+    student: StudentSection = StudentSection()
+    objective: ObjectiveSection = LightHubertObjectiveSection()
+    masking: MaskingSection | None = MaskingSection()
+    sampler: SamplerSection = SamplerSection()
+    data: DataSection
+    validation: ValidationSection | None = None
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    training: TrainingSection
+    checkpoint: CheckpointSection = CheckpointSection()
+    logging: LoggingSection = LoggingSection()
+    hub: HubSection | None = None
+
+    @checked(mode="after")
+    def _consistent(self):
+        if self.objective.name == "armhubert" and self.masking is None:
+            raise ValueError("objective armhubert learns from masked audio: give the section masking")
+        if self.objective.name == "lighthubert" and self.masking is None and not self.objective.unmasked_weight:
+            raise ValueError("without masking no frame counts: set objective.unmasked_weight above 0")
+        if self.validation and not self.validation.sources and self.data.synthetic_minutes is None:
+            raise ValueError("validation.sources is empty; name held-out audio or remove the section validation")
+        return self
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("lighthubert_hf.training.recipes")
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        path_or_name: A YAML file, or the name of a shipped recipe.
+        overrides: `key=value`, keys dotted (`optimizer.lr=1e-4`, `data.sources.0.path=/audio`), values in YAML.
+
+    Raises:
+        FileNotFoundError: Neither a file nor a shipped recipe.
+        ValueError: Not YAML, an unknown key, a wrong value; the message is one line.
+    """
+    text, origin = _read(path_or_name)
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {origin} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"recipe {origin} must be a mapping with the keys {list(Recipe.model_fields)}")
+    for override in overrides:
+        _override(data, override)
+    return parse_recipe(data)
+
+
+def parse_recipe(data: dict[str, Any]) -> Recipe:
+    """A recipe from plain data; ValueError with one line for the first mistake."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise ValueError(_one_line(error)) from None
+
+
+def _read(path_or_name: str | Path) -> tuple[str, str]:
+    path = Path(path_or_name)
+    if path.is_file():
+        return path.read_text(encoding="utf-8"), str(path)
+    shipped = shipped_recipes()
+    if str(path_or_name) in shipped:
+        file = resources.files("lighthubert_hf.training.recipes") / f"{path_or_name}.yaml"
+        return file.read_text(encoding="utf-8"), str(path_or_name)
+    raise FileNotFoundError(
+        f"no recipe {str(path_or_name)!r}: neither a file nor one of {', '.join(shipped)}"
+        f"{_hint(str(path_or_name), shipped)}"
+    )
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"an override is written key=value (for example optimizer.lr=1e-4), got {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value of override {key} is not valid YAML: {' '.join(str(error).split())}") from None
+    *parents, last = key.split(".")
+    place: Any = data
+    for depth, part in enumerate([*parents, last]):
+        if isinstance(place, list):
+            if not part.isdigit() or int(part) >= len(place):
+                name = ".".join([*parents, last][:depth])
+                raise ValueError(f"override {key}: {name} is a list of {len(place)}; index it from 0, got {part!r}")
+            part = int(part)
+        elif not isinstance(place, dict):
+            name = ".".join([*parents, last][:depth])
+            raise ValueError(f"override {key}: {name} is {place!r}, which has no keys; replace it whole")
+        if depth == len(parents):
+            place[part] = value
+        else:
+            if isinstance(place, dict) and place.get(part) is None:
+                place[part] = {}
+            place = place[part]
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key, section = _locate(first["loc"])
+    if first["type"] == "extra_forbidden":
+        *parents, last = key.split(".")
+        allowed = list(section.model_fields) if section else []
+        where = f" in {'.'.join(parents)}" if parents else ""
+        return f"unknown recipe key {key!r}{_hint(last, allowed, parents)}; allowed{where}: {', '.join(allowed)}"
+    if first["type"] == "missing":
+        return f"recipe key {key!r} is missing; give it a value in the file or as {key}=…"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":  # our own checks: they name the keys themselves
+        return message
+    if first["type"] == "union_tag_not_found":
+        return f"recipe key '{key}.name' is missing; allowed: {first['ctx'].get('expected_tags', 'lighthubert, …')}"
+    return f"recipe key {key!r}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def _locate(loc: tuple[str | int, ...]) -> tuple[str, type[BaseModel] | None]:
+    """Dotted key of an error's place, without the tags that pydantic adds for unions, and the section it lies in."""
+    section, key, annotation = Recipe, [], None
+    for part in loc:
+        if isinstance(part, int):
+            key.append(str(part))
+            continue
+        choices = list(_sections(annotation)) if annotation is not None else [Recipe]
+        tagged = [c for c in choices if part == c.__name__ or part in get_args(_annotation(c, "name"))]
+        if annotation is not None and tagged:
+            section, annotation = tagged[0], tagged[0]
+            continue
+        if annotation is not None and choices:
+            section = choices[0]
+        if annotation is not None and not choices:
+            continue  # a tag such as 'literal[...]' of a union of plain values
+        key.append(part)
+        annotation = _annotation(section, part)
+        if annotation is None:
+            break
+    return ".".join(key), section
+
+
+def _annotation(section: type, name: str) -> Any:
+    field = section.model_fields.get(name) if isinstance(section, type) and issubclass(section, BaseModel) else None
+    return field.annotation if field else None
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and not get_origin(annotation):
+        if issubclass(annotation, BaseModel):
+            yield annotation
+    elif get_origin(annotation) in (Union, types.UnionType, list, Annotated):
+        for argument in get_args(annotation):
+            yield from _sections(argument)
+
+
+def _hint(word: str, allowed: Sequence[str], parents: Sequence[str] = ()) -> str:
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f"; did you mean {'.'.join([*parents, close[0]])!r}?" if close else ""
