@@ -1,1 +1,8 @@
-"""Checkpoints in and out: the original's files, the HuBERT family, ONNX."""
+"""Checkpoints in and out: the original's files, the HuBERT family, plain HuBERT, ONNX."""
+
+from .converter import ConversionReport, convert
+from .errors import ConversionError
+from .onnx import OnnxReport, export_onnx
+from .plain_hubert import save_plain_hubert
+
+__all__ = ["ConversionError", "ConversionReport", "OnnxReport", "convert", "export_onnx", "save_plain_hubert"]

@@ -1,8 +1,8 @@
 """Reads checkpoints without running anything in them, and without holding more than a few of their tensors in memory.
 
-A `.pt` is a zip archive with a checksum for every record; all of them are checked before the file is unpickled, and it
-is unpickled with `weights_only=True`. Tensors come from a memory map. Pages of a map count as the process's memory once
-they are read, so [`MappedWeights`] maps the file anew every 64 MB.
+A `.pt` is a zip archive with a checksum for every record; all of them are checked before the file is unpickled, and
+it is unpickled with `weights_only=True`. Tensors come from a memory map. Pages of a map count as the process's memory
+once they are read, so [`MappedWeights`] maps the file anew every 32 MB.
 """
 
 import json
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from .errors import ConversionError, first_line, listed
 
-REMAP_BYTES = 64 * 2**20
+REMAP_BYTES = 32 * 2**20
 _OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle that starts with torch's magic number
 
 
@@ -114,8 +114,8 @@ def _load_torch(path: Path) -> Any:
         if not wanted:
             raise ConversionError(f"{path} cannot be unpickled safely: {_reason(error)}") from None
         raise ConversionError(
-            f"{path} was not loaded: loading it would run {listed(wanted)}, and weights need nothing of the kind; if you "
-            "trust it, open it in the program it comes from and save only its tensors and plain settings"
+            f"{path} was not loaded: loading it would run {listed(wanted)}, and weights need nothing of the kind; if "
+            "you trust it, open it in the program it comes from and save only its tensors and plain settings"
         ) from None
     except Exception as error:  # a well-formed archive around an arbitrary pickle
         raise ConversionError(f"{path} is no checkpoint that can be read: {first_line(error)}") from None

@@ -4,7 +4,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 
 class ConversionError(ValueError):
-    """A checkpoint cannot be converted, exactly or at all. The message is one line: what, what is allowed, the remedy."""
+    """A checkpoint cannot be converted. The message is one line: what is wrong, what is allowed, the remedy."""
 
 
 def listed(names, limit: int = 8) -> str:

@@ -2,9 +2,9 @@
 
 A subnet takes the first heads of a layer, and FFN units in the order of the slices ([`ffn_ranges`]). Which heads and
 units come first is free as long as nothing is trained on it: exchanging two heads together with the output
-projection's columns, or two units together with the second linear layer's, leaves the full network's function as it is.
-So the important ones are put where most subnets look. The residual stream is left alone: its channels are tied to the
-groups of the positional convolution.
+projection's columns, or two units together with the second linear layer's, leaves the full network's function as it
+is. So the important ones are put where most subnets look. The residual stream is left alone: its channels are tied to
+the groups of the positional convolution.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def head_importance(value: torch.Tensor, output: torch.Tensor, head_dim: int) ->
 
 
 def ffn_importance(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """What each FFN unit can add to the stream: the norm of what it reads with times that of what it writes, `(units,)`.
+    """What each FFN unit can add to the stream, `(units,)`: the norm of its inputs' weights times its outputs'.
 
     Args:
         first: weight of the first linear layer, `(units, hidden_size)`.

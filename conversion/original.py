@@ -1,20 +1,16 @@
-"""The original's checkpoints, and fairseq's HuBERT which they descend from: to a supernet, and a supernet back to them."""
+"""The original's checkpoints, and those of fairseq's HuBERT from which they descend, laid out as supernets."""
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
+from lighthubert_hf import LightHubertConfig, SearchSpace
 
-from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, SearchSpace, Subnet
-
-from .checkpoint_reading import MappedWeights, folder_weights, read_json, read_torch_file, torch_weights
-from .checkpoint_writing import check_free, file_written_beside
+from .checkpoint_reading import MappedWeights, read_torch_file, torch_weights
 from .errors import ConversionError, listed
-from .original_config import FAIRSEQ_HUBERT, STAGE_1, STAGE_2, Settings, kind_of, published_space, read_config, write_config
+from .original_config import FAIRSEQ_HUBERT, STAGE_1, STAGE_2, Settings, kind_of, published_space, read_config
 from .original_names import HEAD, UnknownNameError, from_original, to_original
 from .spaces import default_space
-from .supernet import Layout, check_layout
+from .supernet import Layout
 
 _KINDS = {
     STAGE_1: "original LightHuBERT, stage 1",
@@ -41,21 +37,29 @@ def layout_original(path: Path, space: SearchSpace | None = None) -> tuple[Layou
         raise ConversionError(f'{path} holds no {{"cfg": …, "model": weights}}; is it another kind of checkpoint?')
     model, task = (Settings(checkpoint.get("cfg"), section) for section in ("model", "task"))
     kind = kind_of(model)
+    predicts = _predicts(model, kind)
     weights = torch_weights(path, "model")
     names, dropped = _names(weights)
     _check_layers(model, weights, names)
-    config = _config(model, kind, space, _target_size(model, kind, weights, names))
+    config = _config(model, kind, space, _target_size(model, predicts, weights, names))
+    normalize, sampling_rate = task.get("normalize", bool), task.size("sample_rate", 16000)
     layout = Layout(
         kind=_KINDS[kind],
         config=config,
         weights=weights,
         names=names,
         dropped=dropped,
-        do_normalize=task.get("normalize", bool),
-        sampling_rate=task.get("sample_rate", int, 16000),
+        do_normalize=normalize,
+        sampling_rate=sampling_rate,
         trained_subnets=kind == STAGE_2,
+        notes=tuple(_note(settings) for settings in (model, task) if settings.defaults),
     )
     return layout, dict(model.values)
+
+
+def _note(settings: Settings) -> str:
+    taken = ", ".join(f"{name}={value}" for name, value in settings.defaults.items())
+    return f"{settings.section} does not say, so the default was taken: {taken}"
 
 
 def _names(weights: MappedWeights) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -83,28 +87,39 @@ def _check_layers(model: Settings, weights: MappedWeights, names: Mapping[str, s
     found = {name.split(".")[2] for name in names if name.startswith("encoder.layers.")}
     wanted = model.size("encoder_layers")
     if len(found) != wanted:
-        raise ConversionError(f"{weights.where} has weights of {len(found)} layers, cfg.model.encoder_layers says {wanted}")
+        raise ConversionError(
+            f"{weights.where} has weights of {len(found)} layers, cfg.model.encoder_layers says {wanted}"
+        )
 
 
-def _target_size(model: Settings, kind: str, weights: MappedWeights, names: Mapping[str, str]) -> int:
-    """Channels of the distillation target. Only one prediction from the last layer is supported, or none."""
-    width = model.size("encoder_embed_dim")
+def _predicts(model: Settings, kind: str) -> bool:
+    """Whether there is a prediction head. Only one, on the last layer, is supported."""
     if kind == FAIRSEQ_HUBERT:
-        return width
+        return False
     layers = model.size("encoder_layers")
-    heads = model.get("layer_pred_num", str).split(",")
-    last_only, none = ["0"] * (layers - 1) + ["1"], ["0"] * layers
+    heads = model.get("layer_pred_num", str)
+    last_only, none = ",".join(["0"] * (layers - 1) + ["1"]), ",".join(["0"] * layers)
     if heads not in (last_only, none):
         raise ConversionError(
-            f"cfg.model.layer_pred_num is {','.join(heads)!r}: only one prediction from the last of {layers} layers, or "
-            "none, is supported"
+            f"cfg.model.layer_pred_num is {heads[:80]!r}; supported: one prediction from the last of {layers} layers, "
+            "or none"
         )
-    expected = to_original(HEAD, num_hidden_layers=layers, feat_extract_norm="layer") if heads == last_only else None
-    if names.get(HEAD) != expected:
+    return heads == last_only
+
+
+def _target_size(model: Settings, predicts: bool, weights: MappedWeights, names: Mapping[str, str]) -> int:
+    """Channels of the distillation target; without a prediction head those of the model itself."""
+    if predicts != (HEAD in names):
         raise ConversionError(
-            f"{weights.where} has the prediction head {names.get(HEAD)}, cfg.model.layer_pred_num says {expected}"
+            f"{weights.where} has {'a' if HEAD in names else 'no'} prediction head, cfg.model.layer_pred_num says "
+            f"otherwise"
         )
-    return model.size("teacher_embed_dim") if expected else width
+    if not predicts:
+        return model.size("encoder_embed_dim")
+    expected = to_original(HEAD, num_hidden_layers=model.size("encoder_layers"), feat_extract_norm="layer")
+    if names[HEAD] != expected:
+        raise ConversionError(f"{weights.where} has {names[HEAD]} where {expected} was expected")
+    return model.size("teacher_embed_dim")
 
 
 def _config(model: Settings, kind: str, space: SearchSpace | None, target_size: int) -> LightHubertConfig:
@@ -135,40 +150,8 @@ def _config(model: Settings, kind: str, space: SearchSpace | None, target_size: 
         model,
         head_dim=width // heads,
         # The original has the setting and never applies it.
-        attention_dropout=model.get("attention_dropout", float, 0.1) if kind == FAIRSEQ_HUBERT else 0.0,
+        attention_dropout=model.share("attention_dropout", 0.1) if kind == FAIRSEQ_HUBERT else 0.0,
         space=space,
         default_subnet=space.default() if kind == STAGE_2 else space.largest(),
         target_size=target_size,
     )
-
-
-def write_original(folder: Path, output: Path) -> tuple[int, list[str]]:
-    """Write the supernet in `folder` as a file that the original loads.
-
-    Returns:
-        The number of its parameters and the names of its weights in the file.
-
-    Raises:
-        FileNotFoundError, ConversionError: if there is no supernet in `folder`, or the original cannot hold it.
-    """
-    config = supernet_config(folder)
-    layout = supernet_layout(folder, config)
-    shapes = check_layout(layout)
-    cfg = write_config(
-        config, do_normalize=layout.do_normalize, sampling_rate=layout.sampling_rate, names=layout.names
-    )
-    style = {"num_hidden_layers": config.num_hidden_layers, "feat_extract_norm": config.feat_extract_norm}
-    # Each tensor is copied: in a safetensors file they share one storage, which torch.save would keep whole.
-    weights = OrderedDict((to_original(name, **style), layout.tensor(name).clone()) for name in layout.names)
-    torch.save({"cfg": cfg, "model": weights}, output)
-    return sum(torch.Size(shape).numel() for shape in shapes.values()), list(weights)
-
-
-def supernet_config(folder: Path) -> LightHubertConfig:
-    """The config of the supernet in `folder`."""
-    data = read_json(folder / "config.json")
-    if data.get("model_type") != LightHubertConfig.model_type:
-        raise ConversionError(f"{folder} holds a {data.get('model_type')!r} model, not a LightHuBERT supernet")
-    if data.get("search_space") is None:
-        raise ConversionError(f"{folder} holds a static subnet; only supernets can be written as the original's files")
-    return LightHubertConfig.from_dict(data)

@@ -15,7 +15,8 @@ from .original_names import HEAD
 # `cfg.model._name` of the checkpoints we know.
 STAGE_1, STAGE_2, FAIRSEQ_HUBERT = "student_hubert", "hubert_pruner", "hubert"
 
-# Settings of training that a checkpoint may leave out: ours, theirs, and their default (the same in fairseq).
+# Settings of training that a checkpoint may leave out: ours, theirs, and their default (the same in fairseq). A share
+# of something or, where the default is an integer, a length.
 _TRAINING = (
     ("hidden_dropout", "dropout", 0.1),
     ("activation_dropout", "activation_dropout", 0.0),
@@ -25,6 +26,14 @@ _TRAINING = (
     ("mask_time_length", "mask_length", 10),
     ("mask_feature_prob", "mask_channel_prob", 0.0),
     ("mask_feature_length", "mask_channel_length", 10),
+)
+_SIZES = (
+    ("hidden_size", "encoder_embed_dim"),
+    ("num_hidden_layers", "encoder_layers"),
+    ("num_attention_heads", "encoder_attention_heads"),
+    ("intermediate_size", "encoder_ffn_embed_dim"),
+    ("num_conv_pos_embeddings", "conv_pos"),
+    ("num_conv_pos_embedding_groups", "conv_pos_groups"),
 )
 _NORMS = {"layer_norm": "layer", "default": "group"}
 _ACTIVATIONS = ("gelu", "relu")
@@ -43,32 +52,39 @@ class Settings:
                 '{"cfg": {"model": …, "task": …}, "model": weights}'
             )
         self.values = values
+        self.defaults: dict[str, Any] = {}  # what was asked for and is not there
 
-    def get(self, name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
-        """The value of `name`, of type `kind`; without a default it must be there."""
+    def get(self, name: str, kind: type, default: Any = None) -> Any:
+        """The value of `name`, of type `kind`; without a default it must be there. An integer will do for a float."""
         if name not in self.values and default is None:
             raise ConversionError(f"{self.section}.{name} is missing from the checkpoint")
+        if name not in self.values:
+            self.defaults[name] = default
         value = self.values.get(name, default)
-        wrong_bool = isinstance(value, bool) and kind is not bool
-        if not isinstance(value, kind) or wrong_bool or (isinstance(value, float) and not math.isfinite(value)):
-            raise ConversionError(f"{self.section}.{name} must be a {_name(kind)}, got {value!r}")
+        if kind is float and type(value) is int:
+            value = float(value) if abs(value) < 2**53 else math.inf
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int) or value in (math.inf, -math.inf):
+            raise ConversionError(f"{self.section}.{name} must be a {kind.__name__}, got {str(value)[:80]!r}")
         return value
 
-    def size(self, name: str) -> int:
-        value = self.get(name, int)
+    def size(self, name: str, default: int | None = None) -> int:
+        value = self.get(name, int, default)
         if not 1 <= value <= _MAX_SIZE:
-            raise ConversionError(f"{self.section}.{name} must be 1 to {_MAX_SIZE}, got {value}")
+            raise ConversionError(f"{self.section}.{name} must be 1 to {_MAX_SIZE}, got {str(value)[:80]}")
+        return value
+
+    def share(self, name: str, default: float) -> float:
+        value = self.get(name, float, default)
+        if not 0 <= value <= 1:
+            raise ConversionError(f"{self.section}.{name} must be 0 to 1, got {value}")
         return value
 
     def choice(self, name: str, allowed, default: Any = None) -> Any:
-        value = self.get(name, object, default)
+        value = self.get(name, type(allowed[0]), default)
         if value not in allowed:
-            raise ConversionError(f"{self.section}.{name} is {value!r}; supported: {', '.join(map(repr, allowed))}")
+            supported = ", ".join(map(repr, allowed))
+            raise ConversionError(f"{self.section}.{name} is {str(value)[:80]!r}; supported: {supported}")
         return value
-
-
-def _name(kind: type | tuple[type, ...]) -> str:
-    return " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
 
 
 def conv_layers(text: str) -> list[tuple[int, int, int]]:
@@ -139,32 +155,33 @@ def read_config(
     layers = conv_layers(model.get("conv_feature_layers", str))
     model.choice("layer_type", ("transformer",), "transformer")
     model.choice("pos_conv_depth", (1,), 1)
-    training = {ours: model.get(theirs, (int, float), default) for ours, theirs, default in _TRAINING}
+    training = {
+        ours: (model.size if isinstance(default, int) else model.share)(theirs, default)
+        for ours, theirs, default in _TRAINING
+    }
+    sizes = {ours: model.size(theirs) for ours, theirs in _SIZES}
+    act, norm = model.choice("activation_fn", _ACTIVATIONS), _NORMS[model.choice("extractor_mode", tuple(_NORMS))]
+    conv_bias, norm_first = model.get("conv_bias", bool), model.get("layer_norm_first", bool)
     try:
         return LightHubertConfig(
-            hidden_size=model.size("encoder_embed_dim"),
-            num_hidden_layers=model.size("encoder_layers"),
-            num_attention_heads=model.size("encoder_attention_heads"),
-            intermediate_size=model.size("encoder_ffn_embed_dim"),
-            hidden_act=model.choice("activation_fn", _ACTIVATIONS),
-            feat_extract_norm=_NORMS[model.choice("extractor_mode", tuple(_NORMS))],
+            hidden_act=act,
+            feat_extract_norm=norm,
             conv_dim=[channels for channels, _, _ in layers],
             conv_kernel=[kernel for _, kernel, _ in layers],
             conv_stride=[stride for _, _, stride in layers],
-            conv_bias=model.get("conv_bias", bool),
-            conv_pos_batch_norm=model.get("conv_pos_batch_norm", bool, False),
-            num_conv_pos_embeddings=model.size("conv_pos"),
-            num_conv_pos_embedding_groups=model.size("conv_pos_groups"),
-            do_stable_layer_norm=model.get("layer_norm_first", bool),
+            conv_bias=conv_bias,
+            conv_pos_batch_norm=bool(model.values.get("conv_pos_batch_norm")),  # only later fairseqs have it
+            do_stable_layer_norm=norm_first,
             attention_dropout=attention_dropout,
             mask_time_min_masks=2,  # a constant there
             head_dim=head_dim,
             search_space=space,
             default_subnet=default_subnet,
             target_size=target_size,
+            **sizes,
             **training,
         )
-    except StrictDataclassError as error:
+    except (StrictDataclassError, ValueError, TypeError) as error:
         raise ConversionError(f"the checkpoint cannot be this supernet: {first_line(error)}") from None
 
 
@@ -185,21 +202,15 @@ def write_config(config: LightHubertConfig, *, do_normalize: bool, sampling_rate
     model = {
         "_name": STAGE_1 if stage_1 else STAGE_2,
         "extractor_mode": {ours: theirs for theirs, ours in _NORMS.items()}[config.feat_extract_norm],
-        "encoder_layers": config.num_hidden_layers,
-        "encoder_embed_dim": config.hidden_size,
-        "encoder_ffn_embed_dim": config.intermediate_size,
-        "encoder_attention_heads": config.num_attention_heads,
         "activation_fn": config.hidden_act,
         "attention_dropout": 0.0,
         "layer_norm_first": config.do_stable_layer_norm,
         "conv_feature_layers": str([tuple(layer) for layer in layers]),
         "conv_bias": config.conv_bias,
-        "conv_pos": config.num_conv_pos_embeddings,
-        "conv_pos_groups": config.num_conv_pos_embedding_groups,
         "teacher_embed_dim": config.target_size,
         "layer_pred_num": ",".join(heads),
     }
-    model |= {theirs: getattr(config, ours) for ours, theirs, _ in _TRAINING}
+    model |= {theirs: getattr(config, ours) for ours, theirs, *_ in (*_SIZES, *_TRAINING)}
     for name, published in (("Small", SearchSpace.small()), ("Base", SearchSpace.base())):
         if space == published and not stage_1:
             model["pruner_supernet"] = f"config/supernet/Supernet-{name}.yaml"

@@ -29,8 +29,8 @@ def default_space(
 ) -> SearchSpace:
     """A space for weights of the given sizes, up to all of them: for HuBERT Base's it is the published `base`.
 
-    Two thirds, five sixths and all of the heads, the stream as wide as the attention; seven eighths and all of the FFN;
-    every layer. Widths that the `groups` of the positional convolution do not divide are left out.
+    Two thirds, five sixths and all of the heads, and the same of the stream; seven eighths and all of the FFN; every
+    layer. Widths that the `groups` of the positional convolution do not divide are left out.
 
     Raises:
         ConversionError: if the groups do not divide the full width.
@@ -49,8 +49,8 @@ def default_space(
 def read_space(source: SearchSpace | Mapping | str | Path) -> SearchSpace:
     """A search space as it is, as a mapping, or from a JSON or YAML file.
 
-    The file holds the four choices, or a mapping that has them under `search_space`, as a supernet's config.json and the
-    original's `config/supernet/*.yaml` do; the names are ours or the original's.
+    The file holds the four choices, or a mapping that has them under `search_space`, as a supernet's config.json and
+    the original's `config/supernet/*.yaml` do; the names are ours or the original's.
 
     Raises:
         FileNotFoundError: if there is no such file.

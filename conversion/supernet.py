@@ -76,8 +76,8 @@ class Layout:
         """
         if self.trained_subnets:
             raise ConversionError(
-                f"{self.weights.where}: its subnets were trained with heads and FFN units in their present order, which "
-                "importance sorting would undo; it is for models whose subnets are still to be trained"
+                f"{self.weights.where}: its subnets were trained with heads and FFN units in their present order, "
+                "which importance sorting would undo; it is for models whose subnets are still to be trained"
             )
         return replace(self, rearranged=rearrangements(self.config, self.tensor))
 
@@ -93,10 +93,8 @@ def check_layout(layout: Layout) -> dict[str, tuple[int, ...]]:
     have = layout.names.keys() | layout.made.keys()
     if missing := expected.keys() - have:
         raise ConversionError(f"{where} lacks weights: {listed(missing)}")
-    if unknown := have - expected.keys():
-        raise ConversionError(
-            f"{where} has weights that a model of its settings has not: {listed(layout.names[name] for name in unknown)}"
-        )
+    if unknown := [layout.names[name] for name in have - expected.keys()]:
+        raise ConversionError(f"{where} has weights that a model of its settings has not: {listed(unknown)}")
     wrong = [
         f"{source} is {layout.weights.shapes[source]}, must be {expected[name]}"
         for name, source in layout.names.items()
@@ -107,7 +105,8 @@ def check_layout(layout: Layout) -> dict[str, tuple[int, ...]]:
     dtypes = {layout.weights.dtypes[source] for source in layout.names.values()}
     if len(dtypes) != 1 or not dtypes <= set(_DTYPES):
         raise ConversionError(
-            f"{where}: weights must all be of one type out of {listed(map(str, _DTYPES))}; got {listed(map(str, dtypes))}"
+            f"{where}: weights must be all of one type out of {listed(map(str, _DTYPES))}, not "
+            f"{listed(map(str, dtypes))}"
         )
     return supernet_shapes(layout)
 

@@ -65,6 +65,8 @@ class LightHubertConfig(HubertConfig):
             subnet = subnet if isinstance(subnet, Subnet) else Subnet.from_dict(subnet)
             self.default_subnet = subnet.to_dict()
         super().__post_init__(**kwargs)
+        # @strict calls the validator too, but wraps its error into one that is no ValueError.
+        self.validate_architecture()
 
     def _space(self) -> SearchSpace:
         space = self.search_space
@@ -88,21 +90,20 @@ class LightHubertConfig(HubertConfig):
                 raise ValueError(
                     f"attention_window must be at least 2 frames or None for global attention, got {window}"
                 )
-        if self.search_space is None:
-            if self.default_subnet is not None:
-                raise ValueError("default_subnet is given without a search_space; remove it or add the space")
-            return
+        if self.search_space is not None:
+            self._validate_search_space()
+        elif self.default_subnet is not None:
+            raise ValueError("default_subnet is given without a search_space; remove it or add the space")
+
+    def _validate_search_space(self):
         if self.is_heterogeneous and self.per_layer_attributes & {"num_attention_heads", "intermediate_size"}:
             raise ValueError(
                 "a supernet has layers of one shape: per_layer_config and search_space exclude each other"
             )
         space = self._space()
+        heads, depth = max(space.num_attention_heads), max(space.num_hidden_layers)
         subnets = [
-            space.uniform(width, heads, ratio, depth)
-            for width in space.hidden_size
-            for heads in (max(space.num_attention_heads),)
-            for ratio in space.ffn_ratio
-            for depth in (max(space.num_hidden_layers),)
+            space.uniform(width, heads, ratio, depth) for width in space.hidden_size for ratio in space.ffn_ratio
         ]
         for subnet in [*subnets, Subnet.from_dict(self.default_subnet)]:
             try:

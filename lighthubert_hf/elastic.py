@@ -120,9 +120,13 @@ class ElasticWeightNormConv1d(WeightNormConv1d):
         return {"weight": full["weight"][:size, : size // self.groups], "bias": full["bias"][:size]}
 
     def active_state(self) -> dict[str, torch.Tensor]:
-        """State of a static twin: its magnitude is the slice's own norm, or its weight would come out another."""
+        """State of a static twin: its magnitude is the slice's own norm, or its weight would come out another.
+
+        The norm comes from the kernel that will divide by it, so that the quotient is 1 and the weight the same bits.
+        """
         state = self.effective_state()
-        weight = state.pop("weight")
-        magnitude = torch.linalg.vector_norm(weight, dim=(0, 1), keepdim=True)
+        weight = state.pop("weight").contiguous()
+        _, magnitude = torch._weight_norm_interface(weight, weight.new_ones(1, 1, self.kernel_size), 2)
+        magnitude = magnitude.view(1, 1, -1).to(weight.dtype)
         name = "parametrizations.weight.original"
         return {**state, f"{name}0": magnitude, f"{name}1": weight}

@@ -2,9 +2,12 @@
 
 What to publish is said by a `pareto.json`, which the search writes:
 
-    {"supernet": "folder or Hub id", "revision": "commit or null", "objectives": […],
+    {"supernet": "folder or Hub id", "revision": "commit or null", "score": "loss",
      "subnets": [{"name": "…", "subnet": {…}, "parameters": 26878123, "macs_per_second": 3600000000, "loss": 0.231,
-                  "folder": "where it is saved, or null", "latency": {…}}]}
+                  "folder": "where it is saved, or null", "on_front": true, "latency": {…}}]}
+
+Every subnet has its score under the name that `score` gives ("loss" by default). Where `on_front` says which subnets
+are on the front, those with a folder are published, or if none has one, the front; where it does not, all are.
 """
 
 import json
@@ -20,17 +23,9 @@ from tqdm.auto import tqdm
 
 from .model_card import CardFacts, FamilyMember, Latency, human, is_hub_id, read_config, with_family
 from .model_folder import CONFIG, README, load_facts, save_model_folder
-from .publishing import (
-    PublishingError,
-    PushResult,
-    Upload,
-    check_folder,
-    clean_token,
-    one_line_errors,
-    push_folder,
-    retried,
-)
+from .publishing import PushResult, check_folder, load_supernet, push_folder, supernet_facts, supernet_processor
 from .search_space import Subnet
+from .upload import PublishingError, Upload, clean_token, one_line_errors, retried
 
 
 @dataclass(frozen=True)
@@ -41,17 +36,18 @@ class FamilyEntry:
     subnet: Subnet
     parameters: int
     macs_per_second: int
-    loss: float
+    score: float
     folder: Path | None = None
     latency: Latency | None = None
 
 
 @dataclass(frozen=True)
 class Pareto:
-    """A `pareto.json`. `supernet` is a Hub id, or a folder, which is then a `Path`."""
+    """A `pareto.json`, of its subnets those to be published. `supernet` is a Hub id, or a folder, then a `Path`."""
 
     supernet: str | Path
     revision: str | None
+    score_name: str
     subnets: tuple[FamilyEntry, ...]
 
 
@@ -91,51 +87,67 @@ def read_pareto(path: str | Path) -> Pareto:
     if not isinstance(data, Mapping):
         raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}")
     supernet = _field(data, "supernet", str, str(path))
+    if not supernet:
+        raise ValueError(f"{path}: supernet is empty; write the folder or Hub id of the supernet there")
+    score = _field(data, "score", str, str(path), optional=True) or "loss"
+    items = [(f"{path}: subnet {index}", item) for index, item in enumerate(_field(data, "subnets", list, str(path)))]
+    for where, item in items:
+        if not isinstance(item, Mapping):
+            raise ValueError(f"{where} must be an object, got {item!r}")
+    any_saved = any(item.get("folder") for _, item in items if "on_front" in item)
+    chosen = [(where, item) for where, item in items if _is_chosen(item, any_saved)]
+    if not chosen:
+        raise ValueError(f"{path} has no subnet on the front, there is nothing to publish")
+    subnets = tuple(_entry(item, score, where, path.parent) for where, item in chosen)
     revision = _field(data, "revision", str, str(path), optional=True)
-    entries = _field(data, "subnets", list, str(path))
-    if not entries:
-        raise ValueError(f"{path}: subnets is empty, there is nothing to publish")
-    subnets = tuple(_entry(item, f"{path}: subnet {index}", path.parent) for index, item in enumerate(entries))
-    return Pareto(_find_folder(supernet, path.parent) or supernet, revision, subnets)
+    return Pareto(_find_folder(supernet, path.parent) or supernet, revision, score, subnets)
 
 
-def _field(
-    data: Mapping[str, Any], key: str, kind: type | tuple[type, ...], where: str, optional: bool = False
-) -> Any:
+def _is_chosen(item: Mapping[str, Any], any_saved: bool) -> bool:
+    """A search lists all that it has seen: of these the saved ones are meant, or else the front."""
+    if "on_front" not in item:
+        return True
+    return bool(item.get("folder") if any_saved else item["on_front"])
+
+
+_KINDS = {str: "a string", list: "a list", Mapping: "an object", float: "a number"}
+
+
+def _field(data: Mapping[str, Any], key: str, kind: type, where: str, optional: bool = False) -> Any:
     value = data.get(key)
     if value is None and optional:
         return None
-    if isinstance(value, bool) or not isinstance(value, kind):
-        names = "/".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise ValueError(f"{where}: {key} must be {names}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float if kind is float else kind):
+        raise ValueError(f"{where}: {key} must be {_KINDS[kind]}, got {value!r}")
     return value
 
 
-def _number(data: Mapping[str, Any], key: str, kind: type | tuple[type, ...], where: str) -> Any:
-    value = _field(data, key, kind, where)
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{where}: {key} must be a finite number of at least 0, got {value}")
-    return value
+def _count(data: Mapping[str, Any], key: str, where: str) -> int:
+    value = _field(data, key, float, where)
+    if not math.isfinite(value) or value < 0 or value != round(value):
+        raise ValueError(f"{where}: {key} must be a whole number of at least 0, got {value}")
+    return round(value)
 
 
-def _entry(data: Any, where: str, beside: Path) -> FamilyEntry:
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{where} must be an object, got {data!r}")
+def _entry(data: Mapping[str, Any], score_name: str, where: str, beside: Path) -> FamilyEntry:
     folder = _field(data, "folder", str, where, optional=True)
     found = _find_folder(folder, beside) if folder else None
     if folder and found is None:
         raise FileNotFoundError(f"{where}: there is no folder {folder}; set it to null to extract the subnet anew")
+    score = _field(data, score_name, float, where)
+    if not math.isfinite(score):
+        raise ValueError(f"{where}: {score_name} must be a finite number, got {score}")
     try:
         subnet = Subnet.from_dict(_field(data, "subnet", Mapping, where))
         latency = Latency(**data["latency"]) if isinstance(data.get("latency"), Mapping) else None
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(str(error) if where in str(error) else f"{where}: {error}") from None
     return FamilyEntry(
         name=_field(data, "name", str, where),
         subnet=subnet,
-        parameters=_number(data, "parameters", int, where),
-        macs_per_second=_number(data, "macs_per_second", int, where),
-        loss=_number(data, "loss", float, where),
+        parameters=_count(data, "parameters", where),
+        macs_per_second=_count(data, "macs_per_second", where),
+        score=score,
         folder=found,
         latency=latency,
     )
@@ -154,13 +166,16 @@ def size_names(parameters: Sequence[int], keys: Sequence[str]) -> list[str]:
     """
 
     def name(count: int, digits: int) -> str:
-        unit, size = ("M", 1e6) if round(count / 1e6, digits) >= 1 else ("K", 1e3)
-        return f"{count / size:.{digits}f}{unit}"
+        unit, size = ("M", 1e6) if count >= 999_500 else ("K", 1e3)
+        number = f"{count / size:.{digits}f}"
+        return (number.rstrip("0").rstrip(".") if digits else number) + unit
 
-    names = [name(count, 0 if count >= 9.5e6 or count < 1e6 else 1) for count in parameters]
+    names = [name(count, 1 if 999_500 <= count < 9_950_000 else 0) for count in parameters]
     for digits in (1, 2):
-        clashing = {one for one in names if names.count(one) > 1}
-        names = [name(count, digits) if one in clashing else one for one, count in zip(names, parameters, strict=True)]
+        counts = {one: {c for other, c in zip(names, parameters, strict=True) if other == one} for one in names}
+        names = [
+            name(count, digits) if len(counts[one]) > 1 else one for one, count in zip(names, parameters, strict=True)
+        ]
     clashing = {one for one in names if names.count(one) > 1}
     return [f"{one}-{key[:6]}" if one in clashing else one for one, key in zip(names, keys, strict=True)]
 
@@ -200,15 +215,15 @@ def push_family(
     supernet_id = f"{prefix}-supernet" if local else pareto.supernet
     members = _members(pareto, prefix)
     with tempfile.TemporaryDirectory() as extracted:
-        inherited = load_facts(pareto.supernet) if local else CardFacts()
+        inherited = supernet_facts(pareto.supernet, pareto.revision, token)
         jobs = [
-            (folder, member.repo_id, _subnet_facts(entry, load_facts(folder), inherited, supernet_id, pareto.revision))
+            (folder, member.repo_id, _subnet_facts(pareto, entry, load_facts(folder), inherited, supernet_id))
             for entry, member, folder in zip(
                 pareto.subnets, members, _folders(pareto, Path(extracted), token), strict=True
             )
         ]
         if local:
-            jobs.append((pareto.supernet, supernet_id, replace(inherited, family=members)))
+            jobs.append((pareto.supernet, supernet_id, replace(load_facts(pareto.supernet), family=members)))
         for folder, repo_id, facts in jobs:
             check_folder(folder, repo_id, card=facts, token=token)
         results = _push_all(jobs, dry_run, private=private, token=token, commit_message=commit_message)
@@ -224,8 +239,9 @@ def push_family(
 def _members(pareto: Pareto, prefix: str) -> tuple[FamilyMember, ...]:
     entries = pareto.subnets
     sizes = size_names([entry.parameters for entry in entries], [entry.subnet.key for entry in entries])
+    label = "distillation loss" if pareto.score_name == "loss" else pareto.score_name
     return tuple(
-        FamilyMember(f"{prefix}-{size}", entry.parameters, entry.macs_per_second, entry.loss)
+        FamilyMember(f"{prefix}-{size}", entry.parameters, entry.macs_per_second, entry.score, label)
         for size, entry in zip(sizes, entries, strict=True)
     )
 
@@ -244,17 +260,17 @@ def _push_all(jobs: Sequence[tuple[Path, str, CardFacts]], dry_run: str | Path |
 
 def _folders(pareto: Pareto, extracted: Path, token: str | bool | None) -> list[Path]:
     """The folder of every subnet; those that have none are extracted into `extracted`."""
-    supernet, folders = None, []
+    supernet, processor, folders = None, None, []
     for entry in pareto.subnets:
         if entry.folder is not None:
             _check_architecture(entry)
             folders.append(entry.folder)
             continue
         if supernet is None:
-            from .modeling_lighthubert import LightHubertModel
-
-            supernet = LightHubertModel.from_pretrained(str(pareto.supernet), revision=pareto.revision, token=token)
-        folders.append(save_model_folder(supernet.extract_subnet(entry.subnet), extracted / entry.subnet.key))
+            supernet = load_supernet(pareto.supernet, pareto.revision, token)
+            processor = supernet_processor(pareto.supernet, pareto.revision, token)
+        model = supernet.extract_subnet(entry.subnet)
+        folders.append(save_model_folder(model, extracted / entry.subnet.key, processor=processor))
     return folders
 
 
@@ -269,7 +285,7 @@ def _check_architecture(entry: FamilyEntry) -> None:
 
 
 def _subnet_facts(
-    entry: FamilyEntry, own: CardFacts, inherited: CardFacts, supernet: str, revision: str | None
+    pareto: Pareto, entry: FamilyEntry, own: CardFacts, inherited: CardFacts, supernet: str
 ) -> CardFacts:
     """What the file says of a subnet, what its folder says, and what it has from its supernet, in this order."""
     return replace(
@@ -277,15 +293,14 @@ def _subnet_facts(
         subnet=entry.subnet,
         parameters=entry.parameters,
         macs_per_second=entry.macs_per_second,
-        loss=entry.loss,
+        loss=entry.score if pareto.score_name == "loss" else own.loss,
         latency=entry.latency or own.latency,
         supernet=supernet,
-        revision=revision or own.revision,
+        revision=pareto.revision or own.revision,
         teacher=own.teacher or inherited.teacher,
         datasets=own.datasets or inherited.datasets,
         languages=own.languages or inherited.languages,
         license=own.license or inherited.license,
-        loss_data=own.loss_data or inherited.loss_data,
     )
 
 
@@ -322,7 +337,7 @@ def _collect(
     )
     notes = {
         member.repo_id: f"{human(member.parameters)} parameters, {human(member.macs_per_second)} multiply-accumulates "
-        f"per second of audio, distillation loss {member.loss:.4g}"
+        f"per second of audio, {member.score_name} {member.score:.4g}"
         for member in members
     }
     if supernet:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import random
 from collections.abc import Iterable, Iterator
@@ -201,12 +202,14 @@ class _Measurement:
 
 
 def _covering_subnets(space: SearchSpace) -> Iterator[Subnet]:
-    """For every width a deepest subnet in which every number of heads and every FFN ratio occurs."""
-    depth = max(*space.num_hidden_layers, len(space.num_attention_heads), len(space.ffn_ratio))
+    """For every width subnets as deep as possible in which every number of heads and every FFN ratio occurs."""
+    depth = max(space.num_hidden_layers)
+    num_layers = depth * math.ceil(max(len(space.num_attention_heads), len(space.ffn_ratio)) / depth)
     for width in space.hidden_size:
-        heads = itertools.islice(itertools.cycle(space.num_attention_heads), depth)
-        units = itertools.islice(itertools.cycle(int(ratio * width) for ratio in space.ffn_ratio), depth)
-        yield Subnet(width, tuple(heads), tuple(units))
+        heads = list(itertools.islice(itertools.cycle(space.num_attention_heads), num_layers))
+        units = list(itertools.islice(itertools.cycle(int(ratio * width) for ratio in space.ffn_ratio), num_layers))
+        for start in range(0, num_layers, depth):
+            yield Subnet(width, tuple(heads[start : start + depth]), tuple(units[start : start + depth]))
 
 
 def _modules(model: LightHubertModel) -> dict[str, nn.Module]:

@@ -79,6 +79,22 @@ def _check_number(name: str, value: Any) -> None:
         )
 
 
+def _check_evaluations(results: Sequence[EvalResult]) -> None:
+    """Numbers that are none, and pairs of results that the Hub's `model-index` would merge under one name."""
+    names = {}
+    for result in results:
+        if isinstance(result.metric_value, float) and not math.isfinite(result.metric_value):
+            raise ValueError(
+                f"the {result.metric_type} of {result.dataset_name} is {result.metric_value}; leave it out"
+            )
+        name = (result.task_name, result.dataset_name)
+        if names.setdefault(result.unique_identifier, name) != name:
+            raise ValueError(
+                f"{name[1]!r} and {names[result.unique_identifier][1]!r} are evaluations of the same task, data set, "
+                "configuration, split and revision under two names; give them one"
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class Latency:
     """A measured time. The card never shows it without the machine and the command.
@@ -102,12 +118,13 @@ class Latency:
 
 @dataclasses.dataclass(frozen=True)
 class FamilyMember:
-    """A published subnet, as its supernet's card lists it."""
+    """A published subnet, as its supernet's card lists it. `score_name` says what it was chosen by."""
 
     repo_id: str
     parameters: int
     macs_per_second: int
-    loss: float
+    score: float
+    score_name: str = "distillation loss"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +148,7 @@ class CardFacts:
         package_version: version of this package that produced the model.
 
     Raises:
-        ValueError: for a number that is negative, NaN or infinite.
+        ValueError: for a number that is negative, NaN or infinite, and for evaluations that contradict each other.
     """
 
     parameters: int | None = None
@@ -155,13 +172,14 @@ class CardFacts:
         for name in ("parameters", "macs_per_second", "loss"):
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name))
-        for result in self.evaluations:
-            if isinstance(result.metric_value, float) and not math.isfinite(result.metric_value):
-                raise ValueError(
-                    f"the {result.metric_type} of {result.dataset_name} is {result.metric_value}; leave it out"
-                )
+        _check_evaluations(self.evaluations)
         for name in ("datasets", "languages", "evaluations", "family", "tags"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def origin(self) -> "CardFacts":
+        """What stays true of a model made out of this one: where it comes from, but no number that was measured."""
+        kept = ("teacher", "datasets", "languages", "license", "supernet", "revision", "subnet")
+        return CardFacts(**{name: getattr(self, name) for name in kept})
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON, without what is not known."""
@@ -337,11 +355,12 @@ def family_section(members: Sequence[FamilyMember]) -> str:
         return ""
     rows = [
         f"| [{member.repo_id}](https://huggingface.co/{member.repo_id}) | {human(member.parameters)} "
-        f"| {human(member.macs_per_second)} | {member.loss:.4g} |"
+        f"| {human(member.macs_per_second)} | {member.score:.4g} |"
         for member in members
     ]
+    score = _cell(members[0].score_name)
     head = [
-        "| model | parameters | multiply–accumulates per second of audio | distillation loss |",
+        f"| model | parameters | multiply–accumulates per second of audio | {score} |",
         "|---|---|---|---|",
     ]
     return "\n".join([FAMILY_MARKS[0], "## Subnets", "", *head, *rows, FAMILY_MARKS[1]])

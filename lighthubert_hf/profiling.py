@@ -1,10 +1,28 @@
-"""What a model costs: parameters and multiply-accumulates from its config, time and memory measured on this machine."""
+"""What a model costs: parameters and multiply-accumulates by its config, time and memory measured on this machine."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
 
 from .configuration_lighthubert import LightHubertConfig
 from .feature_encoder import conv_output_lengths
+from .measuring import MATMUL_FLOP, describe_machine, matmul_contender, peak_memory, stopwatch, time_modules
 from .search_space import Subnet
 
 SAMPLING_RATE = 16_000
+_MODULES = {
+    "front end": r"feature_extractor",
+    "positional convolution": r"encoder\.pos_conv_embed",
+    "attention": r"encoder\.layers\.\d+\.attention",
+    "FFN": r"encoder\.layers\.\d+\.feed_forward",
+}
+PARTS = (*_MODULES, "other")
 
 
 def count_parameters(config: LightHubertConfig, subnet: Subnet | None = None) -> int:
@@ -47,16 +65,24 @@ def count_macs(config: LightHubertConfig, subnet: Subnet | None = None, samples:
     Counted are convolutions, linear layers and the two matrix products of the attention (over all pairs of frames,
     also where a sliding window masks most of them), as `torch.utils.flop_counter` counts them at 2 FLOP each.
     """
+    return sum(macs_by_part(config, subnet, samples).values())
+
+
+def macs_by_part(
+    config: LightHubertConfig, subnet: Subnet | None = None, samples: int = SAMPLING_RATE
+) -> dict[str, int]:
+    """What [`count_macs`] counts, for each of `PARTS`."""
     config, subnet = _checked(config, subnet)
-    width = subnet.hidden_size
-    frames, macs = _front_end_macs(config, samples)
-    macs += frames * config.conv_dim[-1] * width
-    macs += frames * width * (width // config.num_conv_pos_embedding_groups) * config.num_conv_pos_embeddings
-    for heads, units in zip(subnet.num_attention_heads, subnet.intermediate_size):
-        attention = heads * config.head_dim
-        macs += 4 * frames * width * attention + 2 * frames**2 * attention
-        macs += 2 * frames * width * units
-    return macs
+    width, features = subnet.hidden_size, config.conv_dim[-1]
+    kernel, groups = config.num_conv_pos_embeddings, config.num_conv_pos_embedding_groups
+    frames, front_end = _front_end_macs(config, samples)
+    attention = sum(
+        4 * frames * width * heads * config.head_dim + 2 * frames**2 * heads * config.head_dim
+        for heads in subnet.num_attention_heads
+    )
+    feed_forward = sum(2 * frames * width * units for units in subnet.intermediate_size)
+    positions = frames * width * (width // groups) * kernel
+    return dict(zip(PARTS, (front_end, positions, attention, feed_forward, frames * features * width)))
 
 
 def _checked(config: LightHubertConfig, subnet: Subnet | None) -> tuple[LightHubertConfig, Subnet]:
@@ -83,3 +109,187 @@ def _front_end_macs(config: LightHubertConfig, samples: int) -> tuple[int, int]:
         inputs = config.conv_dim[index - 1] if index else 1
         macs += conv_output_lengths(samples, config, index + 1) * inputs * channels * kernel
     return conv_output_lengths(samples, config), macs
+
+
+@dataclass(frozen=True)
+class PartProfile:
+    """One of `PARTS`: median milliseconds, multiply-accumulates, and the resulting rate."""
+
+    milliseconds: float
+    macs: int
+    gflops: float
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """One audio length and batch.
+
+    Args:
+        seconds, batch: what was run: `batch` rows of `seconds` each, nothing padded.
+        milliseconds: of a forward pass, median.
+        real_time_factor: seconds of computing per second of audio; below 1 is faster than real time.
+        macs: multiply-accumulates of the pass.
+        gflops: at 2 FLOP per multiply-accumulate.
+        share_of_matmul: `gflops` over what a plain matrix product reaches in the same run.
+        peak_memory: bytes of weights and of the activations alive at once; see [`measuring.peak_memory`].
+        parts: where the time goes. Timed in passes of their own, so they add up to `milliseconds` only roughly.
+    """
+
+    seconds: float
+    batch: int
+    milliseconds: float
+    real_time_factor: float
+    macs: int
+    gflops: float
+    share_of_matmul: float
+    peak_memory: int
+    parts: dict[str, PartProfile]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What [`profile`] measured."""
+
+    model: str
+    parameters: int
+    machine: dict[str, Any]
+    matmul_gflops: float
+    rows: tuple[ProfileRow, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data for JSON."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """For people, as Markdown."""
+        machine = ", ".join(f"{key} {value}" for key, value in self.machine.items())
+        lines = [
+            f"{self.model}: {self.parameters:,} parameters",
+            f"Machine: {machine}; matmul {self.matmul_gflops:.0f} GFLOP/s",
+            "",
+            "| audio | ms | real-time factor | GMAC | of matmul rate | peak MB | "
+            + " | ".join(f"{part}, ms (of matmul)" for part in PARTS)
+            + " |",
+            "|" + "---|" * (6 + len(PARTS)),
+        ]
+        for row in self.rows:
+            cells = [
+                f"{row.batch} x {row.seconds:g} s",
+                f"{row.milliseconds:.1f}",
+                f"{row.real_time_factor:.4f}",
+                f"{row.macs / 1e9:.2f}",
+                f"{row.share_of_matmul:.0%}",
+                f"{row.peak_memory / 1e6:.0f}",
+            ]
+            for part in row.parts.values():
+                cells.append(f"{part.milliseconds:.1f} ({part.gflops / self.matmul_gflops:.0%})")
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+
+def profile(
+    model,
+    seconds: Sequence[float] = (1.0, 10.0),
+    batches: Sequence[int] = (1,),
+    *,
+    repeats: int = 7,
+    progress: bool = True,
+) -> Profile:
+    """Measure a model on the device it is on, for every combination of audio length and batch.
+
+    Args:
+        model: a LightHuBERT, HuBERT or wav2vec 2.0 model of any head, of which the encoder is measured. Of a supernet
+            the active subnet is extracted and measured.
+        seconds: audio lengths.
+        batches: batch sizes.
+        repeats: how often model and matrix product are run, in turn; medians are reported.
+
+    Raises:
+        ValueError: if a length is shorter than one frame, or the model has no HuBERT-like encoder.
+    """
+    encoder = model.base_model
+    if getattr(encoder.config, "search_space", None) is not None:
+        encoder = encoder.extract_subnet()
+    weight = next(encoder.parameters())
+    rounds = _Rounds(encoder.eval(), matmul_contender(weight.device, weight.dtype), repeats)
+    settings = [(length, batch) for length in seconds for batch in batches]
+    rows = [rounds.row(*setting) for setting in tqdm(settings, "profiling", disable=not progress)]
+    matmul = median(rounds.matmul_gflops)
+    return Profile(
+        type(model).__name__,
+        sum(parameter.numel() for parameter in encoder.parameters()),
+        describe_machine(weight.device),
+        matmul,
+        tuple(rows),
+    )
+
+
+def _nominal_config(config) -> LightHubertConfig:
+    """The config that counts the multiply-accumulates of a LightHuBERT or of another HuBERT-like encoder."""
+    if isinstance(config, LightHubertConfig):
+        return config
+    known = LightHubertConfig().to_dict().keys() - {"model_type", "architectures", "per_layer_config"}
+    data = {key: value for key, value in config.to_dict().items() if key in known}
+    return LightHubertConfig(**data | {"head_dim": config.hidden_size // config.num_attention_heads})
+
+
+def _part_modules(encoder) -> dict[str, list[tuple[str, nn.Module]]]:
+    found = {
+        part: [(name, module) for name, module in encoder.named_modules() if re.fullmatch(pattern, name)]
+        for part, pattern in _MODULES.items()
+    }
+    missing = [part for part, modules in found.items() if not modules]
+    if missing:
+        raise ValueError(f"a {type(encoder).__name__} cannot be profiled: it lacks HuBERT's {', '.join(missing)}")
+    return found
+
+
+class _Rounds:
+    """Runs model and matrix product in turn, so that both meet the machine in the same state."""
+
+    def __init__(self, encoder, matmul: Callable[[], Any], repeats: int):
+        self._modules = _part_modules(encoder)
+        self._config = _nominal_config(encoder.config)
+        self._encoder, self._matmul, self._repeats = encoder, matmul, repeats
+        self.matmul_gflops: list[float] = []
+
+    @torch.inference_mode()
+    def row(self, seconds: float, batch: int) -> ProfileRow:
+        weight = next(self._encoder.parameters())
+        samples = round(seconds * SAMPLING_RATE)
+        if batch < 1 or conv_output_lengths(samples, self._config) < 1:
+            raise ValueError(f"cannot run {batch} x {seconds:g} s: that is not one frame")
+        audio = torch.randn(batch, samples, generator=torch.Generator().manual_seed(0)).to(weight)
+        modules = [entry for entries in self._modules.values() for entry in entries]
+
+        def run():
+            self._encoder(audio)
+
+        for warm_up in (self._matmul, run):
+            warm_up()
+        matmul, whole, parts = [], [], []
+        for _ in range(self._repeats):
+            matmul.append(stopwatch(self._matmul, weight.device))
+            whole.append(stopwatch(run, weight.device))
+            parts.append(self._by_part(time_modules(run, modules, weight.device)))
+        rate = MATMUL_FLOP / median(matmul) / 1e6
+        self.matmul_gflops.append(rate)
+        macs = {part: batch * count for part, count in macs_by_part(self._config, samples=samples).items()}
+        milliseconds, total = median(whole), sum(macs.values())
+        weights = sum(parameter.nbytes for parameter in self._encoder.parameters())
+        times = {part: median(found[part] for found in parts) for part in PARTS}
+        return ProfileRow(
+            seconds,
+            batch,
+            milliseconds,
+            milliseconds / 1e3 / (batch * seconds),
+            total,
+            2 * total / milliseconds / 1e6,
+            2 * total / milliseconds / 1e6 / rate,
+            weights + peak_memory(run, [], weight.device)[""],
+            {part: PartProfile(times[part], macs[part], 2 * macs[part] / times[part] / 1e6) for part in PARTS},
+        )
+
+    def _by_part(self, times: dict[str, float]) -> dict[str, float]:
+        found = {part: sum(times[name] for name, _ in entries) for part, entries in self._modules.items()}
+        return found | {"other": times[""] - sum(found.values())}

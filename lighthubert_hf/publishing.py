@@ -1,48 +1,28 @@
-"""Pushing models to the Hub: everything a reader needs, in one commit, or nothing.
-
-The repository is never half-updated: the files are uploaded first and become visible by a single commit on top of the
-state they were compared with. If somebody else commits in between, the comparison is made again.
-"""
+"""From a supernet to a model folder, and from a model or a folder to the Hub."""
 
 import json
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import TypeVar
 
-import httpx2
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub import CommitInfo
+from transformers import AutoFeatureExtractor
+from transformers.utils import cached_file
 
-from . import __version__
-from .model_card import CardFacts
+from .model_card import FACTS_FILE, CardFacts
 from .model_folder import (
+    PREPROCESSOR,
+    PROCESSOR,
     check_no_secrets,
     complete_folder,
+    save_model_folder,
     stage,
     write_model,
     written_beside,
 )
-
-# Seconds between the attempts at a request that the client does not itself repeat.
-WAITS = (0.5, 1.0, 2.0, 4.0)
-# Weights that an earlier push left and this one does not bring would be mistaken for its own.
-_STALE = ("model*.safetensors", "model.safetensors.index.json")
-_REMEDIES = {
-    401: "give a valid token (`hf auth login`, HF_TOKEN or --token)",
-    403: "use a token that may write there, or free storage; the server's message says which",
-    404: "check the name and that the token may see the repository",
-}
-
-T = TypeVar("T")
-
-
-class PublishingError(ValueError):
-    """A push that failed. One line: what, why, and what helps. The repository is as it was before."""
+from .search_space import Subnet
+from .upload import Upload, clean_token, file_names, secret
 
 
 @dataclass(frozen=True)
@@ -99,12 +79,12 @@ def push_folder(
     if dry_run is not None:
         with written_beside(dry_run) as target:
             left_out, _ = prepare(folder, target, repo_id, card=card, token=token, link=False)
-            return PushResult(repo_id, _names(target), left_out, folder=Path(dry_run))
+            return PushResult(repo_id, file_names(target), left_out, folder=Path(dry_run))
     upload = Upload(repo_id, private, token, revision, commit_message, create_pr)
     with tempfile.TemporaryDirectory() as name:
         target = Path(name)
         left_out, defaults = prepare(folder, target, upload.full_id(), card=card, token=token, link=True)
-        return PushResult(upload.full_id(), _names(target), left_out, upload.push(target, defaults))
+        return PushResult(upload.full_id(), file_names(target), left_out, upload.push(target, defaults))
 
 
 def check_folder(
@@ -162,156 +142,86 @@ def push_model(
         return upload.push(Path(target), defaults)
 
 
-def _names(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in folder.iterdir()))
+def extract_to_folder(
+    supernet: str | Path,
+    folder: str | Path,
+    *,
+    subnet: str | Path | Subnet = "default",
+    plain_hubert: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Path:
+    """Cut a subnet out of a supernet and save it as a complete model folder.
+
+    Its card has from the supernet's what is true of both: teacher, data, licence.
+
+    Args:
+        supernet: folder or Hub id.
+        folder: where to.
+        subnet: "default", "smallest", "largest", a JSON file of a `Subnet`, or a `Subnet`.
+        plain_hubert: save a HuBERT of transformers instead of a LightHuBERT.
+        revision: of a supernet on the Hub.
+
+    Raises:
+        FileNotFoundError: if there is no such supernet, or no such JSON file.
+        ValueError: if it is no supernet, the subnet does not fit, or no plain HuBERT computes the same.
+    """
+    source = load_supernet(supernet, revision, token)
+    chosen = read_subnet(subnet, source)
+    model = source.extract_subnet(chosen)
+    card = replace(supernet_facts(supernet, revision, token), supernet=str(supernet), revision=revision, subnet=chosen)
+    processor = supernet_processor(supernet, revision, token)
+    return save_model_folder(model.to_hubert() if plain_hubert else model, folder, card=card, processor=processor)
 
 
-def clean_token(token: str | bool | None) -> str | bool | None:
-    """The token as given, if it can be sent at all. The client's own error would show it."""
-    if isinstance(token, str) and (not token.strip() or not token.strip().isascii() or len(token.split()) != 1):
-        raise PublishingError(
-            "the access token is empty or holds blanks or other characters no token has; copy it again"
-        )
-    return token.strip() if isinstance(token, str) else token
+def load_supernet(supernet: str | Path, revision: str | None = None, token: str | bool | None = None):
+    """The LightHubertModel of a supernet, in evaluation mode.
 
+    Raises:
+        FileNotFoundError: if it is in no folder and not on the Hub.
+        ValueError: if it is static.
+    """
+    from .modeling_lighthubert import LightHubertModel
 
-def secret(token: str | bool | None) -> str | None:
-    """The characters that must not appear anywhere."""
-    return token if isinstance(token, str) else (None if token is False else get_token())
-
-
-@dataclass
-class Upload:
-    """One push to one repository."""
-
-    repo_id: str
-    private: bool | None = None
-    token: str | bool | None = None
-    revision: str | None = None
-    commit_message: str | None = None
-    create_pr: bool = False
-    commit_description: str | None = None
-
-    def __post_init__(self):
-        self.api = HfApi(token=self.token, library_name="lighthubert_hf", library_version=__version__)
-        self._full_id = self.repo_id if "/" in self.repo_id else None
-
-    def full_id(self) -> str:
-        """The repository's name with its owner."""
-        if self._full_id is None:
-            with one_line_errors(self.repo_id, self.token):
-                self._full_id = f"{retried(self.api.whoami)['name']}/{self.repo_id}"
-        return self._full_id
-
-    def push(self, folder: Path, defaults: frozenset[str] = frozenset()) -> CommitInfo:
-        """Create the repository if there is none, and commit the files of `folder`.
-
-        Args:
-            defaults: files of `folder` that give way to what the repository has.
-        """
-        with one_line_errors(self.full_id(), self.token):
-            self._create()
-            return self.commit(lambda remote: self._operations(folder, defaults, remote))
-
-    def _create(self) -> None:
-        retried(lambda: self.api.create_repo(self.full_id(), private=self.private, exist_ok=True))
-        if self.private and not retried(lambda: self.api.model_info(self.full_id())).private:
-            raise PublishingError(
-                f"{self.full_id()} exists and is public, but a private push was asked for; nothing pushed"
-            )
-        if self.revision is not None and not self.revision.startswith("refs/pr"):
-            retried(lambda: self.api.create_branch(self.full_id(), branch=self.revision, exist_ok=True))
-
-    def _operations(self, folder: Path, defaults: frozenset[str], remote: frozenset[str]) -> list:
-        names = [name for name in _names(folder) if not (name in defaults and name in remote)]
-        stale = [name for name in sorted(remote) if any(fnmatch(name, p) for p in _STALE) and name not in names]
-        return [CommitOperationAdd(name, str(folder / name)) for name in names] + [
-            CommitOperationDelete(name) for name in stale
-        ]
-
-    def commit(self, operations: Callable[[frozenset[str]], list]) -> CommitInfo:
-        """One commit of `operations(files there are)`, on top of the state that these were made for.
-
-        The client repeats failed uploads, but not the commit. It is repeated here from the beginning, so that an
-        answer lost on the way leads to "nothing has changed", and somebody else's commit to a new comparison.
-        """
-        where = {"repo_id": self.full_id(), "revision": self.revision, "create_pr": self.create_pr}
-        for wait in (*WAITS, None):
-            head = retried(lambda: self.api.model_info(self.full_id(), revision=self.revision)).sha
-            files = retried(lambda: self.api.list_repo_files(self.full_id(), revision=head))  # noqa: B023 (called here)
-            changes = operations(frozenset(files))
-            additions = [change for change in changes if isinstance(change, CommitOperationAdd)]
-            self.api.preupload_lfs_files(additions=additions, free_memory=False, **where)
-            try:
-                return self.api.create_commit(
-                    operations=changes,
-                    commit_message=self.commit_message or "Upload model with lighthubert_hf",
-                    commit_description=self.commit_description,
-                    parent_commit=head,
-                    **where,
-                )
-            except _PASSING as error:
-                if wait is None or self.create_pr or not _may_pass(error, conflicts=True):
-                    raise
-            time.sleep(wait)
-        raise AssertionError("unreachable")
-
-
-# Errors that may be gone at the next attempt; half an answer is a JSONDecodeError.
-_PASSING = (HfHubHTTPError, httpx2.TransportError, json.JSONDecodeError)
-
-
-def _may_pass(error: Exception, conflicts: bool = False) -> bool:
-    """Whether an attempt is worth repeating; `conflicts`: also if somebody else committed meanwhile."""
-    if not isinstance(error, HfHubHTTPError):
-        return True
-    status = error.response.status_code
-    return status >= 500 or (conflicts and status in (409, 412))
-
-
-def retried(action: Callable[[], T]) -> T:
-    """`action()`, repeated on server errors and lost connections."""
-    for wait in (*WAITS, None):
-        try:
-            return action()
-        except _PASSING as error:
-            if wait is None or not _may_pass(error):
-                raise
-        time.sleep(wait)
-    raise AssertionError("unreachable")
-
-
-@contextmanager
-def one_line_errors(repo_id: str, token: str | bool | None) -> Iterator[None]:
-    """Turn what the client raises into a [`PublishingError`] of one line, without the token."""
     try:
-        yield
-    except PublishingError:
-        raise
-    except (
-        HfHubHTTPError,
-        httpx2.HTTPError,
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-        ValueError,  # of the client: a name that cannot be, metadata the Hub rejects
-        RuntimeError,  # of the client: an upload that failed for good
-    ) as error:
-        message = f"could not push to {repo_id}: {_describe(error)}"
-        hidden = secret(token)
-        message = message.replace(hidden, "***") if hidden else message
-        raise PublishingError(message) from error
+        model = LightHubertModel.from_pretrained(str(supernet), revision=revision, token=token)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"no supernet can be loaded from {supernet}: {reason}") from error
+    if model.search_space is None:
+        raise ValueError(f"{supernet} is static (its config has no search_space); give the supernet it is from")
+    return model.eval()
 
 
-def _describe(error: BaseException) -> str:
-    causes = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    for cause in causes:
-        if isinstance(cause, HfHubHTTPError):
-            status = cause.response.status_code
-            text = " ".join((cause.server_message or str(cause)).split())
-            remedy = _REMEDIES.get(status, "try again later" if status >= 500 else "try again")
-            return f"the server answered {status} ({text}); {remedy}"
-        if isinstance(cause, httpx2.TransportError):
-            return f"the connection failed ({' '.join(str(cause).split()) or type(cause).__name__}); try again later"
-    return " ".join(str(error).split())
+def read_subnet(subnet: str | Path | Subnet, supernet) -> Subnet:
+    """The subnet that a user asked for by one of the three names, by a JSON file, or as it is."""
+    if isinstance(subnet, Subnet):
+        return subnet
+    if subnet == "default":
+        return Subnet.from_dict(supernet.config.default_subnet)
+    if subnet in ("smallest", "largest"):
+        return getattr(supernet.search_space, subnet)()
+    path = Path(subnet)
+    if not path.is_file():
+        raise FileNotFoundError(f"subnet {str(subnet)!r} is not default, smallest, largest or a JSON file that exists")
+    try:
+        return Subnet.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:  # of JSON, too
+        raise ValueError(f"{path} describes no subnet: {error}") from None
+
+
+def supernet_facts(supernet: str | Path, revision: str | None, token: str | bool | None) -> CardFacts:
+    """What a supernet's card says that is true of its subnets, too; nothing if it has none."""
+    path = _file_of(supernet, FACTS_FILE, revision, token)
+    return CardFacts.load(path).origin() if path else CardFacts()
+
+
+def supernet_processor(supernet: str | Path, revision: str | None, token: str | bool | None):
+    """The feature extractor beside a supernet; `None` if there is none, for which the default stands."""
+    if not any(_file_of(supernet, name, revision, token) for name in (PREPROCESSOR, PROCESSOR)):
+        return None
+    return AutoFeatureExtractor.from_pretrained(str(supernet), revision=revision, token=token)
+
+
+def _file_of(source: str | Path, name: str, revision: str | None, token: str | bool | None) -> str | None:
+    return cached_file(str(source), name, revision=revision, token=token, _raise_exceptions_for_missing_entries=False)

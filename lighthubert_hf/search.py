@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +15,12 @@ from typing import Any
 import torch
 
 from .latency import LatencyTable
+from .measuring import describe_machine
 from .pareto import hypervolume, pareto_front
 from .search_costs import Cost, Limit, Limits, cost_function
-from .search_space import SearchSpace, Subnet
+from .search_space import Subnet
+
+logger = logging.getLogger(__name__)
 
 EVOLUTIONARY, RANDOM = "evolutionary", "random"
 DEFAULT_COSTS = (Cost("parameters"), Cost("macs"))
@@ -122,13 +126,13 @@ def search(
 ) -> SearchResult:
     """Find the subnets of a supernet that no other beats in score and costs, and report them in a folder.
 
-    The search may be stopped at any time and goes on when called again with the same settings (`trials` may grow); several
-    processes called with the same folder share the work. A subnet is scored once, whichever algorithm or process asks.
+    The search may be stopped at any time and goes on when called again with the same settings (`trials` may grow).
+    Several processes called with the same folder share the work. A subnet is scored once, whoever asks.
 
     OUT/
       study.db                optuna's studies, one per algorithm
       latency@10s.json        measurements, if a latency or memory cost is asked for
-      pareto.json, .csv       every scored subnet; .png, .html: plots
+      pareto.json, .csv       what was found, see [`search_report`]; .png, .html: plots
       NAME/                   model folders of the extracted subnets
 
     Args:
@@ -151,7 +155,7 @@ def search(
     """
     from .search_report import write_report
     from .search_sampler import Genome
-    from .search_study import Studies
+    from .search_study import Studies, check_settings
 
     score = score if isinstance(score, Score) else Score(score)
     _check(model, trials, population_size, algorithms, extract)
@@ -166,10 +170,11 @@ def search(
         "maximize": score.maximize,
         "score_fingerprint": score.fingerprint,
         "objectives": [score.name, *map(str, objectives)],
-        "limits": list(map(str, limits)),
+        "limits": {str(limit.cost): limit.maximum for limit in limits},
         "population_size": population_size,
         "seed": seed,
     }
+    check_settings(out, settings)
     tables = latency_tables(model, priced, out, progress)
     functions = {cost: functools.cache(cost_function(cost, model.config, tables)) for cost in priced}
     studies = Studies(
@@ -244,6 +249,11 @@ def latency_tables(
         if not path.is_file():
             LatencyTable.measure(model.base_model, *setting, progress=progress).save(path)
         tables[setting] = LatencyTable.load(path)
+        machine = describe_machine(model.device)
+        if tables[setting].machine != machine:
+            logger.warning(
+                "latencies are of %s, not of %s; delete %s to measure", tables[setting].machine, machine, path
+            )
     return tables
 
 
@@ -263,9 +273,7 @@ def _result(
 ) -> SearchResult:
     found = studies.found()
     scores = {subnet: score for entries in found.values() for subnet, score in entries}
-    found_by = {
-        subnet: tuple(name for name, entries in found.items() if subnet in dict(entries)) for subnet in scores
-    }
+    found_by = {subnet: tuple(name for name, entries in found.items() if subnet in dict(entries)) for subnet in scores}
     sign = -1 if settings["maximize"] else 1
     points = {
         subnet: (sign * score, *(functions[cost](subnet) for cost in objectives))
@@ -293,20 +301,18 @@ def _result(
 
 
 def _names(subnets: list[Subnet], parameters: Callable[[Subnet], float], front: set[Subnet]) -> dict[Subnet, str]:
-    """`lighthubert-27M`; where several subnets would share it, all but the first of the front get a part of their key."""
+    """`lighthubert-27M`; where several subnets would share it, the others get a part of their key."""
     names, taken = {}, set()
     for subnet in sorted(subnets, key=lambda subnet: subnet not in front):
         count = parameters(subnet)
-        size = f"{count / 1e6:.0f}M" if count >= 1e7 else f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count // 1000}k"
-        name = f"lighthubert-{size}"
+        size, unit = (count / 1e6, "M") if count >= 1e6 else (count / 1e3, "k")
+        name = f"lighthubert-{size:.{0 if size >= 10 else 1}f}{unit}"
         names[subnet] = name if name not in taken else f"{name}-{subnet.key[:6]}"
         taken.add(name)
     return names
 
 
-def _hypervolumes(
-    found: dict[str, list[Subnet]], points: dict[Subnet, tuple[float, ...]]
-) -> dict[str, list[float]]:
+def _hypervolumes(found: dict[str, list[Subnet]], points: dict[Subnet, tuple[float, ...]]) -> dict[str, list[float]]:
     """For every algorithm the hypervolume after each trial, in coordinates that run from 0, best, to 1, worst."""
     if not points:
         return {name: [0.0] * len(subnets) for name, subnets in found.items()}
@@ -329,6 +335,7 @@ def _hypervolumes(
 
 def extract_front(model, result: SearchResult, folder: Path, count: int) -> SearchResult:
     """Save `count` subnets of the front, evenly spread over it from the smallest to the largest, as model folders."""
+    from .model_card import CardFacts
     from .model_folder import save_model_folder
 
     front = result.front
@@ -336,7 +343,13 @@ def extract_front(model, result: SearchResult, folder: Path, count: int) -> Sear
     subnets = []
     for scored in result.subnets:
         if scored.name in chosen:
-            save_model_folder(model.extract_subnet(scored.subnet), folder / scored.name)
+            card = CardFacts(
+                macs_per_second=scored.costs[str(Cost("macs"))],
+                supernet=result.settings["supernet"] or None,
+                revision=result.settings["revision"],
+                subnet=scored.subnet,
+            )
+            save_model_folder(model.base_model.extract_subnet(scored.subnet), folder / scored.name, card=card)
             scored = replace(scored, folder=scored.name)
         subnets.append(scored)
     return replace(result, subnets=tuple(subnets))

@@ -1,7 +1,7 @@
 """What a subnet may cost: names, units and limits as a user writes them, and the functions that price a subnet.
 
-A cost is written `NAME[@[BATCHx]SECONDSs]`, a limit `NUMBER UNIT[@[BATCHx]SECONDSs]`: `latency@10s`, `30M`, `60ms@10s`,
-`400MB@4x10s`.
+A cost is written `NAME[@[BATCHx]SECONDSs]`, a limit `NUMBER UNIT[@[BATCHx]SECONDSs]`: `latency@10s`, `30M`,
+`60ms@10s`, `400MB@4x10s`.
 """
 
 import itertools
@@ -33,8 +33,8 @@ class Cost:
     """One thing to keep small.
 
     Args:
-        name: "parameters" (of the extracted model), "macs" (multiply-accumulates per second of audio), "latency" (ms of
-            one forward pass on this machine), or "memory" (peak bytes of weights and activations).
+        name: "parameters" (of the extracted model), "macs" (multiply-accumulates per second of audio), "latency" (ms
+            of one forward pass on this machine), or "memory" (peak bytes of weights and activations).
         seconds: audio length of the forward pass; of no concern to parameters.
         batch: rows of the forward pass; of concern to latency and memory.
     """
@@ -82,7 +82,9 @@ class Limit:
         match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([a-zA-Z]*)", value.strip())
         if not match or match[2] not in UNITS[name]:
             units = ", ".join(unit for unit in UNITS[name] if unit)
-            raise ValueError(f"cannot read the {name} limit {text!r}; write it like {_EXAMPLES[name]} (units: {units})")
+            raise ValueError(
+                f"cannot read the {name} limit {text!r}; write it like {_EXAMPLES[name]} (units: {units})"
+            )
         cost = Cost(name, **_parse_setting(text, setting))
         return cls(cost, float(match[1]) * UNITS[name][match[2]])
 
@@ -101,7 +103,8 @@ def _parse_setting(text: str, setting: str) -> dict[str, float | int]:
 
 def format_cost(name: str, value: float) -> str:
     """`value` (in ms, bytes or one) with the unit a person would choose."""
-    units = sorted((factor, unit) for unit, factor in UNITS[name].items() if unit not in ("K", "B", "KiB", "MiB", "GiB"))
+    unusual = ("K", "B", "KiB", "MiB", "GiB")
+    units = sorted((factor, unit) for unit, factor in UNITS[name].items() if unit not in unusual)
     fitting = [(factor, unit) for factor, unit in units if value >= factor] or units[:1]
     factor, unit = fitting[-1]
     return f"{value / factor:.4g}{unit}"

@@ -39,7 +39,14 @@ def write_report(result: "SearchResult", folder: Path) -> None:
 
 
 def to_json(result: "SearchResult") -> dict[str, Any]:
-    """The content of `pareto.json`. Every subnet has the score under the score's name and `costs` by their names."""
+    """The content of `pareto.json`.
+
+    Beside the search's settings: "scored", all subnets, each with the score under the score's name ("loss", unless it
+    is a custom one; null if it was not finite) and its costs; and "subnets", those to publish: the extracted ones, or
+    else the whole front.
+    """
+    scored = [_subnet_json(subnet, result) for subnet in result.subnets]
+    extracted = [entry for entry in scored if entry["folder"] is not None]
     return {
         **result.settings,
         "machine": next((table.machine for table in result.tables.values()), describe_machine()),
@@ -47,26 +54,35 @@ def to_json(result: "SearchResult") -> dict[str, Any]:
         "trials": {name: len(history) for name, history in result.hypervolume.items()},
         "hypervolume": {name: history[-1] for name, history in result.hypervolume.items() if history},
         "hypervolume_history": result.hypervolume,
-        "subnets": [_subnet_json(scored, result.settings["score"]) for scored in result.subnets],
+        "subnets": extracted or [entry for entry in scored if entry["on_front"]],
+        "scored": scored,
     }
 
 
-def _subnet_json(scored: "ScoredSubnet", score_name: str) -> dict[str, Any]:
-    latencies = [value for name, value in scored.costs.items() if name.startswith("latency")]
-    return {
+def _subnet_json(scored: "ScoredSubnet", result: "SearchResult") -> dict[str, Any]:
+    entry = {
         "name": scored.name,
         "subnet": scored.subnet.to_dict(),
         "description": str(scored.subnet),
         "parameters": scored.costs["parameters"],
         "macs_per_second": scored.costs[str(Cost("macs"))],
-        "latency_ms": latencies[0] if latencies else None,
-        score_name: scored.score if math.isfinite(scored.score) else None,
+        result.settings["score"]: scored.score if math.isfinite(scored.score) else None,
         "costs": scored.costs,
         "found_by": list(scored.found_by),
         "within_limits": scored.within_limits,
         "on_front": scored.on_front,
         "folder": scored.folder,
+        "latency_ms": None,
     }
+    for table in result.tables.values():
+        milliseconds = table.latency_ms(scored.subnet)
+        entry["latency_ms"] = milliseconds
+        entry["latency"] = {  # as a model card states it
+            "milliseconds_per_second": milliseconds / (table.batch * table.seconds),
+            "machine": ", ".join(f"{key} {value}" for key, value in table.machine.items()),
+            "command": f"lighthubert profile FOLDER --seconds {table.seconds:g} --batch {table.batch}",
+        }
+    return entry
 
 
 def _csv(result: "SearchResult") -> str:

@@ -101,7 +101,7 @@ class SubnetSampler(NSGAIISampler):
         genome: the genes.
         allowed: whether a subnet may be drawn; anchors are drawn in any case.
         anchors: subnets to try before all others.
-        refuges: allowed subnets, towards which a candidate that is not allowed is moved when drawing anew does not help.
+        refuges: allowed subnets, towards which a candidate is moved when drawing anew finds no allowed one.
         seed: with the finished trials it determines what is drawn.
         population_size: `None`: random search.
     """

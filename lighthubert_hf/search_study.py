@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import sqlalchemy
 from optuna.study import Study
 from optuna.trial import TrialState
 from tqdm.auto import tqdm
@@ -49,10 +50,7 @@ class Studies:
     anchors: Sequence[Subnet]
 
     def __post_init__(self):
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage = optuna.storages.RDBStorage(
-            f"sqlite:///{self.folder / FILE}", engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}}
-        )
+        self._storage = _open_storage(self.folder)
 
     def run(self, algorithm: str, evolves: bool, trials: int, progress: bool) -> None:
         """Score subnets until `trials` different ones are in the study, or no further one is allowed.
@@ -89,22 +87,11 @@ class Studies:
             directions=["maximize" if self.maximize else "minimize"] + ["minimize"] * len(self.objectives),
             load_if_exists=True,
         )
-        found = study.user_attrs.get("settings")
-        if found is None:
+        if "settings" not in study.user_attrs:
             study.set_metric_names([self.settings["score"], *self.objectives])
             study.set_user_attr("settings", self.settings)
-            return study
-        different = [name for name, value in self.settings.items() if found.get(name) != value]
-        if not different:
-            return study
-        remedy = "choose another output folder, or delete this one to start anew"
-        if "fingerprint" in different:
-            raise ValueError(
-                f"{self.folder} holds a search of another supernet ({found['supernet'] or 'unnamed'}, weights "
-                f"{found['fingerprint']}, not {self.settings['fingerprint']}); {remedy}"
-            )
-        changes = ", ".join(f"{name} was {found.get(name)!r}, is {self.settings[name]!r}" for name in different)
-        raise ValueError(f"{self.folder} holds a search with other settings: {changes}; {remedy}")
+        _check_study(study, self.settings, self.folder)
+        return study
 
     def _try_one(self, study: Study, sampler: SubnetSampler) -> bool:
         """Draw a subnet and score it; false if there is none left."""
@@ -161,3 +148,46 @@ class Studies:
         scores = [trial.values[0] for trial in allowed]
         maximize = study.directions[0] == optuna.study.StudyDirection.MAXIMIZE
         return {"front": str(len(front)), "best": f"{max(scores) if maximize else min(scores):.4g}"}
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise a ValueError if `folder` holds a search of another supernet or with other settings."""
+    if not (folder / FILE).is_file():
+        return
+    storage = _open_storage(folder)
+    for name in optuna.get_all_study_names(storage):
+        _check_study(optuna.load_study(study_name=name, storage=storage), settings, folder)
+
+
+def _check_study(study: Study, settings: dict[str, Any], folder: Path) -> None:
+    found = study.user_attrs.get("settings", settings)  # another process may be about to write them
+    different = [name for name, value in settings.items() if found.get(name) != value]
+    if not different:
+        return
+    remedy = "choose another output folder, or delete this one to start anew"
+    if "fingerprint" in different:
+        raise ValueError(
+            f"{folder} holds a search of another supernet ({found['supernet'] or 'unnamed'}, fingerprint "
+            f"{found['fingerprint']}, not {settings['fingerprint']}); {remedy}"
+        )
+    changes = "; ".join(f"{name} was {found.get(name)!r}, now {settings[name]!r}" for name in different)
+    raise ValueError(f"{folder} holds a search with other settings: {changes}; {remedy}")
+
+
+def _open_storage(folder: Path) -> optuna.storages.BaseStorage:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    database = optuna.storages.RDBStorage(
+        f"sqlite:///{folder / FILE}", engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}}
+    )
+    sqlalchemy.event.listen(database.engine, "connect", _configure)
+    database.engine.dispose()  # its first connection is not configured yet
+    return optuna.storages.get_storage(database)
+
+
+def _configure(connection, _record) -> None:
+    """Write-ahead logging without a flush to disk per commit: a trial costs about 30 commits.
+
+    A process that is killed loses nothing; the last trials before a power cut may be lost.
+    """
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")

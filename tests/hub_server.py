@@ -310,6 +310,11 @@ class ApiHandler(Handler):
         data = self.json
         self.send_json(self.hub.store.add_item(f"{namespace}/{name}", self.account, data["item"], data.get("note")))
 
+    @route("PATCH", "/api/collections/{namespace}/{name}/items/{item}")
+    def update_item(self, namespace: str, name: str, item: str):
+        self.hub.store.set_note(f"{namespace}/{name}", self.account, item, self.json["note"])
+        self.send_json({"success": True})
+
 
 class Listener(ThreadingHTTPServer):
     daemon_threads = True

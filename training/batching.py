@@ -26,8 +26,8 @@ _PREFETCHED_BATCHES = 2
 class AudioLoader:
     """Batches of an `AudioStream`, of rows of similar length.
 
-    Examples are taken from the stream in windows; a window is sorted by length, cut into batches, and the batches are handed
-    out in a shuffled order (in that of falling length if the stream does not shuffle). The state is the stream's state
+    Examples are taken from the stream in windows; a window is sorted by length, cut into batches, and the batches
+    are handed out in a shuffled order (longest first if the stream does not shuffle). The state is the stream's state
     at the beginning of the window and the number of batches handed out; resuming decodes at most one window again.
 
     Iterating yields `(batch, state)`:
@@ -38,8 +38,8 @@ class AudioLoader:
     * `state`: a JSON-able dict that resumes with the batch after this one. It holds the stream's state as
       `state["stream"]`, with the counts of dropped examples.
 
-    `iter(loader)` begins at what `load_state` was given, else at the beginning, every time. If the stream has decoding threads,
-    batches are made in another thread, a few ahead; neither order nor states depend on that.
+    `iter(loader)` begins at what `load_state` was given, else at the beginning, every time. If the stream has
+    decoding threads, batches are made in another thread, a few ahead; neither order nor states depend on that.
 
     Args:
         stream: Where examples come from; endless or one pass. It must bound the length of examples (`crop_seconds` or
@@ -137,7 +137,7 @@ def training_loader(
     equal_lengths: bool = False,
     **stream_options: Any,
 ) -> AudioLoader:
-    """An endless, shuffled loader. `stream_options` (`seed`, `rank`, `world_size`, `num_workers`, …) go to `AudioStream`."""
+    """An endless, shuffled loader. `stream_options` (`seed`, `rank`, `world_size`, …) go to `AudioStream`."""
     stream = AudioStream(sources, crop_seconds=crop_seconds, **stream_options)
     return AudioLoader(stream, batch_seconds=batch_seconds, window_size=window_size, equal_lengths=equal_lengths)
 

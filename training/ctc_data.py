@@ -67,12 +67,6 @@ def load_processor(name: str) -> Wav2Vec2Processor:
     return processor
 
 
-def save_processor(processor: Wav2Vec2Processor, folder: Path) -> None:
-    """Save for transformers 5, which reads processor_config.json, and for all else, which reads preprocessor_config.json."""
-    processor.save_pretrained(folder)
-    processor.feature_extractor.save_pretrained(folder)
-
-
 def frames_needed(labels: list[int]) -> int:
     """Fewest frames CTC can align `labels` to: one a label, and a blank between equal neighbours."""
     return len(labels) + sum(a == b for a, b in pairwise(labels))

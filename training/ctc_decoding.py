@@ -17,8 +17,9 @@ def greedy_ids(model: PreTrainedModel, logits: torch.Tensor, attention_mask: tor
 
 
 def transcriptions(ids: torch.LongTensor, processor: Wav2Vec2Processor) -> list[str]:
-    """Text of every row: repeats merged, blanks and unknown tokens left out."""
-    return processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    """Text of every row, as transformers' pipeline writes it: repeats merged, blanks left out."""
+    # With `skip_special_tokens` the tokenizer drops blanks before it merges: "all" would become "al".
+    return processor.tokenizer.batch_decode(ids, skip_special_tokens=False)
 
 
 @torch.inference_mode()
@@ -48,7 +49,7 @@ def transcribe(
         else:
             frames = model._get_feat_extract_output_lengths(batch["attention_mask"].sum(-1))
             rows = logits.float().log_softmax(-1).cpu()
-            found = [decode(row[:count]) for row, count in zip(rows, frames.tolist())]
-        for index, text in zip(indices, found):
+            found = [decode(row[:count]) for row, count in zip(rows, frames.tolist(), strict=True)]
+        for index, text in zip(indices, found, strict=True):
             texts[index] = text
     return texts

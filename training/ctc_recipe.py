@@ -44,7 +44,7 @@ class PretrainedSection(Section):
 class LabelledDataSection(Section):
     """Speech with transcripts. `batch_seconds` is per process and forward, padding included."""
 
-    sources: list[SourceSection] = []
+    sources: list[SourceSection] = Field([])
     evaluation: dict[str, list[SourceSection]] = Field(
         {}, description="held-out sets by name; the first is the one training is steered by"
     )
@@ -122,7 +122,7 @@ class LoraSection(Section):
     rank: PositiveInt = 8
     alpha: PositiveFloat = 16.0
     dropout: Share = 0.0
-    target_modules: list[str] = ["q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense"]
+    target_modules: list[str] = Field(["q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense"])
 
 
 class FineTuningSection(Section):

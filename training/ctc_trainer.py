@@ -2,11 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from transformers import Trainer, TrainerCallback, Wav2Vec2Processor
 from transformers.trainer_utils import EvalLoopOutput
+
+from lighthubert_hf.metrics import CharacterErrorRate, WordErrorRate
 
 from .ctc_decoding import greedy_ids, transcriptions
 from .labelled_speech import Batch, SpeechExample, batches_of_similar_length
@@ -99,24 +101,24 @@ class CtcTrainer(Trainer):
         for examples, batch in dataloader:
             loss, logits, _ = self.prediction_step(self.model, batch, False, ignore_keys)
             texts = transcriptions(greedy_ids(self.model, logits, batch["attention_mask"]), self.processor)
-            rows += [(loss.item(), example.text, text) for example, text in zip(examples, texts)]
+            rows += [(loss.item(), example.text, text) for example, text in zip(examples, texts, strict=True)]
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         if self.args.world_size > 1:
             from accelerate.utils import gather_object
 
             rows = gather_object(rows)
-        losses, references, predictions = zip(*rows)
+        losses, references, predictions = zip(*rows, strict=True)
         metrics = {"loss": sum(losses) / len(losses), **error_rates(predictions, references)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions, references, metrics, len(rows))
 
 
-def error_rates(predictions: Iterable[str], references: Iterable[str]) -> dict[str, float]:
+def error_rates(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """`wer` and `cer` over all words and characters of the set."""
-    import jiwer
-
-    predictions, references = list(predictions), list(references)
-    return {"wer": jiwer.wer(references, predictions), "cer": jiwer.cer(references, predictions)}
+    rates = {}
+    for metric in (WordErrorRate(), CharacterErrorRate()):
+        rates |= metric.compute(predictions=list(predictions), references=list(references))
+    return rates
 
 
 class _DataState(TrainerCallback):

@@ -107,7 +107,7 @@ def run_demo(
     """
     from lighthubert_hf.measuring import describe_machine
 
-    from .demo_study import compare_stages, describe_models, distillation_score, pick_subnets, save_subnets
+    from .demo_study import compare_stages, describe_models, pick_subnets, save_subnets, score_stage
 
     settings = settings or DemoSettings()
     folder = _prepare(Path(output), settings, fresh)
@@ -119,10 +119,10 @@ def run_demo(
     say("3/6 distillation: stage 1 trains the largest subnet, stage 2 a new random subnet every step")
     stage1 = _distil(folder, settings, speech, teacher, "stage1")
     stage2 = _distil(folder, settings, speech, teacher, "stage2")
-    score = distillation_score(stage2, teacher, speech["validation"])
-    distillation = compare_stages(stage1, stage2, score, settings)
+    score = score_stage(stage2, teacher, speech["validation"])
+    distillation = compare_stages(score_stage(stage1, teacher, speech["validation"]), score, settings)
     say("4/6 search: which subnets are worth their parameters")
-    search, picks = pick_subnets(folder / "search", stage2, score, settings)
+    search, picks = pick_subnets(folder / "search", score, settings)
     say("5/6 models: the picked subnets, saved, and loaded where this package is not installed")
     folders = save_subnets(folder / "subnets", stage2, picks, str(teacher), settings)
     described = describe_models(teacher, folders)

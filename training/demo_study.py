@@ -9,51 +9,55 @@ from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, SearchSp
 from lighthubert_hf.measuring import alternate
 from lighthubert_hf.profiling import count_macs, count_parameters
 
-from .demo import DemoSettings
+from .demo import NUM_TARGET_LAYERS, DemoSettings
+from .recipe import LightHubertObjectiveSection
+from .scoring import DistillationScore, distillation_score
+from .streaming import AudioSource
 
 SHARES = {"small": 0.35, "medium": 0.6, "large": 0.85}  # of the largest subnet's parameters
 LATENCY_SECONDS = 5.0
 
 
-def compare_stages(stage1: str, stage2: str, score, settings: DemoSettings) -> dict[str, Any]:
+def score_stage(supernet: str, teacher: str, validation: dict[str, Any]) -> DistillationScore:
+    """The distillation loss of the supernet's subnets on the validation split."""
+    model = LightHubertForPreTraining.from_pretrained(supernet)
+    objective = LightHubertObjectiveSection(num_target_layers=NUM_TARGET_LAYERS)
+    return distillation_score(model, teacher, [AudioSource(**validation)], objective=objective)
+
+
+def compare_stages(stage1: DistillationScore, stage2: DistillationScore, settings: DemoSettings) -> dict[str, Any]:
     """Validation losses of the same subnets cut from both stages' supernets, untouched."""
-    model = LightHubertForPreTraining.from_pretrained(stage2).eval()
-    space: SearchSpace = model.search_space
+    space = stage2.model.search_space
     rng = random.Random(f"demo {settings.seed}")
     drawn = [space.sample(rng) for _ in range(settings.random_subnets)]
-    named = {"smallest": space.smallest(), "default": model.active_subnet, "largest": space.largest()}
-    losses = {
-        name: [score.of(supernet, subnet) for subnet in (*drawn, *named.values())]
-        for name, supernet in (("stage1", LightHubertForPreTraining.from_pretrained(stage1).eval()), ("stage2", model))
-    }
+    named = {"smallest": space.smallest(), "default": space.default(), "largest": space.largest()}
+    stages = {"stage1": stage1, "stage2": stage2}
     return {
-        "predicting_the_mean": score.predicting_the_mean,
+        "predicting_the_mean": stage2.predicting_the_mean,
         "random_subnets": [subnet.to_dict() for subnet in drawn],
-        **{stage: values[: len(drawn)] for stage, values in losses.items()},
+        **{name: [score(subnet) for subnet in drawn] for name, score in stages.items()},
         "named": {
-            name: {stage: values[len(drawn) + index] for stage, values in losses.items()}
-            for index, name in enumerate(named)
+            subnet_name: {name: score(subnet) for name, score in stages.items()}
+            for subnet_name, subnet in named.items()
         },
     }
 
 
 def pick_subnets(
-    folder: Path, supernet: str, score, settings: DemoSettings
+    folder: Path, score: DistillationScore, settings: DemoSettings
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Search the supernet and pick the best subnet under each share of its parameters."""
     from lighthubert_hf.search import search
 
-    model = LightHubertForPreTraining.from_pretrained(supernet).eval()
-    space, config = model.search_space, model.config
+    space, config = score.model.search_space, score.model.config
     started = time.monotonic()
     result = search(
-        model,
-        lambda subnet: score.of(model, subnet),
+        score.model,
+        score.as_score(),
         folder,
         trials=settings.search_trials,
         population_size=max(2, min(20, settings.search_trials // 6)),
         seed=settings.seed,
-        supernet=supernet,
     )
     seconds = time.monotonic() - started
     largest = count_parameters(config, space.largest())
@@ -69,7 +73,7 @@ def pick_subnets(
     rng = random.Random(f"demo picks {settings.seed}")
     for pick in picks.values():
         alike = _random_subnets_of_its_size(space, config, pick["parameters"], settings.random_subnets, rng)
-        pick["losses_of_random_subnets"] = [score.of(model, subnet) for subnet in alike]
+        pick["losses_of_random_subnets"] = [score(subnet) for subnet in alike]
     summary = {
         "evaluated": len(result.subnets),
         "subnets": space.count(),
@@ -111,7 +115,7 @@ def save_subnets(
     from transformers import AutoFeatureExtractor
 
     from lighthubert_hf.model_card import CardFacts
-    from lighthubert_hf.publishing import save_model_folder
+    from lighthubert_hf.model_folder import save_model_folder
     from lighthubert_hf.standalone import load_without_package
 
     model = LightHubertModel.from_pretrained(supernet).eval()
@@ -145,11 +149,12 @@ def describe_models(teacher: str, folders: dict[str, Path]) -> dict[str, dict[st
     models = {name: AutoModel.from_pretrained(path).eval() for name, path in ({"teacher": teacher} | folders).items()}
     second, audio = torch.randn(1, 16_000), torch.randn(1, int(LATENCY_SECONDS * 16_000))
     macs = {}
+    for name, model in models.items():
+        # no_grad: the counter's module hooks and torch's weight norm do not work together in inference mode
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(second)
+        macs[name] = counter.get_total_flops() // 2
     with torch.inference_mode():
-        for name, model in models.items():
-            with FlopCounterMode(display=False) as counter:
-                model(second)
-            macs[name] = counter.get_total_flops() // 2
         runs = {name: lambda model=model: model(audio) for name, model in models.items()}
         times = alternate(runs, torch.device("cpu"), repeats=9)
     return {

@@ -120,7 +120,7 @@ class _Run:
         if self.state:
             objective.load_state_dict(self.state.objective, strict=True)
         if recipe.training.gradient_checkpointing:
-            student.gradient_checkpointing_enable({"use_reentrant": False})
+            student.activation_checkpointing_enable()
         teacher = Teacher(encoder, objective.request).to(device)
         self.model = DistillationModel(teacher, student.to(device).train(), objective.to(device), self.accelerator)
         optimizer, self.parameter_names = make_optimizer(self.model, recipe)
@@ -150,7 +150,9 @@ class _Run:
             self.loader.load_state(self.state.data[self.accelerator.process_index])
         self.validation = None
         if recipe.validation:
-            options = recipe.validation.model_dump(include={"batch_seconds", "crop_seconds", "max_examples"})
+            options = recipe.validation.model_dump(include={"batch_seconds", "crop_seconds"})
+            if recipe.validation.max_examples is not None:  # of all processes together
+                options["max_examples"] = -(-recipe.validation.max_examples // shared["world_size"])
             self.validation = validation_loader(validation, **shared, **options)
 
     def train(self, termination: Termination) -> bool:
@@ -163,7 +165,7 @@ class _Run:
         while state.step < recipe.training.steps:
             micro_batches, data_state = _take(batches, recipe.training.accumulation, data_state)
             subnets = sampler.subnets(state.step) if sampler else (None,)
-            result = self.step.run(state.step, micro_batches, subnets, termination.requested)
+            result = self.step.run(state.step, micro_batches, subnets, lambda: termination.requested)
             if not result.num_with_data:
                 logger.warning("the data ended after %d of %d steps", state.step, recipe.training.steps)
                 break
@@ -254,6 +256,7 @@ def make_optimizer(model: DistillationModel, recipe: Recipe) -> tuple[torch.opti
 
 def _accelerator(recipe: Recipe) -> Accelerator:
     return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or torchrun's processes without a GPU would not find each other
         mixed_precision=recipe.training.mixed_precision,
         log_with=list(recipe.logging.trackers) or None,
         project_config=ProjectConfiguration(project_dir=recipe.output_dir),
@@ -301,9 +304,9 @@ def _leaves(data: Any, prefix: str = "") -> dict[str, Any]:
 def _check_processes(state: TrainingState, accelerator: Accelerator) -> None:
     if state.num_processes != accelerator.num_processes:
         raise ValueError(
-            f"the checkpoint is of {state.num_processes} processes, each with its own place in the data, this launch has "
-            f"{accelerator.num_processes}; launch {state.num_processes}, or start a new run (another output_dir) with "
-            "student.init=…/pretrained_model"
+            f"the checkpoint is of {state.num_processes} processes, each with its own place in the data, this launch "
+            f"has {accelerator.num_processes}; launch {state.num_processes}, or start a new run (another output_dir) "
+            "with student.init=…/pretrained_model"
         )
 
 

@@ -1,14 +1,14 @@
 """Fine-tuning of a speech recogniser: from a recipe to a model folder with its scores."""
 
-import json
 import logging
-import os
-import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 import yaml
 from transformers import (
     EarlyStoppingCallback,
@@ -21,10 +21,15 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 
-from .ctc_data import CtcCollator, build_processor, characters, load_processor, save_processor
+from lighthubert_hf.publishing import push_folder
+
+from .beam_search import BeamSearch
+from .ctc_data import CtcCollator, build_processor, characters, load_processor
+from .ctc_decoding import transcribe
 from .ctc_model import Thawing, add_lora, build_ctc_model, freeze
-from .ctc_recipe import CtcRecipe
-from .ctc_trainer import CtcTrainer, last_complete_checkpoint, load_data_state
+from .ctc_recipe import CtcRecipe, DecodingSection
+from .ctc_results import save_results, write_text
+from .ctc_trainer import CtcTrainer, error_rates, last_complete_checkpoint, load_data_state
 from .labelled_speech import (
     SAMPLING_RATE,
     DoesNotFit,
@@ -66,36 +71,49 @@ def finetune_ctc(recipe: CtcRecipe, *, resume: bool = False, quiet: bool = False
         FileExistsError: if `output_dir` holds a finished model.
         ValueError: if the recipe does not fit the data or the model.
     """
-    output = Path(recipe.output_dir)
-    _prepare_output(output, recipe, resume)
-    set_seed(recipe.seed)
-    speech = _read_speech(recipe, progress=not quiet)
-    processor = _processor(recipe, speech)
-    model = build_ctc_model(
-        recipe.model,
-        config_changes=_config_changes(recipe, processor),
-        keep_head=recipe.data.vocabulary is not None and recipe.data.vocabulary == recipe.model.path,
-    )
-    freeze(model, recipe.freezing)
-    parameters = model.num_parameters()
-    if recipe.lora is not None:
-        model = add_lora(model, recipe.lora)
-    trainer = _trainer(recipe, model, processor, speech, quiet)
-    result = trainer.train(_continue(trainer, output / "checkpoints") if resume else None)
-    if recipe.lora is not None:
-        trainer.model = model = model.merge_and_unload()
-    metrics = {
-        "model": str(output / "model"),
-        "parameters": parameters,
-        "steps": trainer.state.global_step,
-        "seconds": round(result.metrics["train_runtime"], 2),
-        "training_minutes": None if speech.train is None else round(_minutes(speech.train), 2),
-        "dropped": trainer.batches.num_refused,
-        "evaluation": _score(trainer, recipe, speech.evaluation),
-    }
-    if trainer.is_world_process_zero():
-        _save(output, model, processor, metrics)
+    with _progress_bars(not quiet):
+        arguments = _arguments(recipe, quiet)
+        with arguments.main_process_first(local=False):
+            if arguments.process_index == 0:
+                _prepare_output(recipe, resume)
+            sources = _sources(recipe)
+        set_seed(recipe.seed)
+        speech = _read_speech(recipe, *sources, progress=not quiet)
+        processor = _processor(recipe, speech)
+        model = _model(recipe, processor)
+        trainer = _trainer(recipe, arguments, model, processor, speech)
+        result = trainer.train(_continue(trainer) if resume else None)
+        if recipe.lora is not None:
+            trainer.model = model = model.merge_and_unload()
+        metrics = {
+            "model": str(Path(recipe.output_dir) / "model"),
+            "parameters": model.num_parameters(),
+            "steps": trainer.state.global_step,
+            "seconds": round(result.metrics["train_runtime"], 2),
+            "training_minutes": None if speech.train is None else round(_minutes(speech.train), 2),
+            "dropped": trainer.batches.num_refused,
+            "evaluation": _score(trainer, recipe.decoding, speech.evaluation),
+        }
+        if arguments.process_index == 0:
+            save_results(recipe, model, processor, metrics)
+            if recipe.hub is not None:
+                push_folder(metrics["model"], recipe.hub.repo_id, private=recipe.hub.private)
+            if not any(Path(arguments.output_dir).iterdir()):
+                Path(arguments.output_dir).rmdir()
     return metrics
+
+
+@contextmanager
+def _progress_bars(shown: bool) -> Iterator[None]:
+    """With or without the bars that transformers draws for loading and saving."""
+    before = transformers.logging.is_progress_bar_enabled()
+    if not shown:
+        transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            transformers.logging.enable_progress_bar()
 
 
 @dataclass
@@ -107,7 +125,9 @@ class _Speech:
     evaluation: dict[str, list[SpeechExample]]
 
 
-def _prepare_output(output: Path, recipe: CtcRecipe, resume: bool) -> None:
+def _prepare_output(recipe: CtcRecipe, resume: bool) -> None:
+    """Refuse a folder in which something would be lost; note the recipe."""
+    output = Path(recipe.output_dir)
     if (output / "model").exists():
         raise FileExistsError(f"{output} holds a finished model; choose another output_dir or remove it")
     stored = output / "recipe.yaml"
@@ -119,23 +139,33 @@ def _prepare_output(output: Path, recipe: CtcRecipe, resume: bool) -> None:
         differing = sorted(key for key in wanted.keys() | was.keys() if wanted.get(key) != was.get(key))
         if differing:
             raise ValueError(f"cannot resume {output}: the recipe differs in {', '.join(differing)} from {stored}")
-    elif (output / "checkpoints").exists():
+    elif last_complete_checkpoint(output / "checkpoints") is not None:
         raise FileExistsError(f"{output} holds an unfinished run; resume it, remove it, or choose another output_dir")
     output.mkdir(parents=True, exist_ok=True)
-    _write(stored, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+    write_text(stored, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
 
 
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
-
-
-def _read_speech(recipe: CtcRecipe, progress: bool) -> _Speech:
+def _sources(recipe: CtcRecipe) -> tuple[list[AudioSource], dict[str, list[AudioSource]]]:
+    """Where training and held-out speech come from; synthetic speech is made here."""
     data = recipe.data
-    train, evaluation = _sources(data.sources), {name: _sources(part) for name, part in data.evaluation.items()}
-    if data.synthetic_minutes is not None:
-        train, evaluation = _synthetic(Path(recipe.output_dir) / "synthetic_speech", data.synthetic_minutes)
+    if data.synthetic_minutes is None:
+        return _audio_sources(data.sources), {name: _audio_sources(part) for name, part in data.evaluation.items()}
+    from .synthetic_speech import synthesise_corpus
+
+    folder, minutes = str(Path(recipe.output_dir) / "synthetic_speech"), data.synthetic_minutes
+    synthesise_corpus(folder, minutes=minutes, held_out_minutes=min(3.0, minutes / 5))
+    train, *held_out = ([AudioSource(folder, split, text_column="text")] for split in ("train", *SYNTHETIC_HELD_OUT))
+    return train, dict(zip(SYNTHETIC_HELD_OUT, held_out, strict=True))
+
+
+def _audio_sources(sections: list[SourceSection]) -> list[AudioSource]:
+    return [AudioSource(**section.model_dump()) for section in sections]
+
+
+def _read_speech(
+    recipe: CtcRecipe, train: list[AudioSource], evaluation: dict[str, list[AudioSource]], progress: bool
+) -> _Speech:
+    data = recipe.data
     try:
         examples = read_examples(
             train,
@@ -164,27 +194,28 @@ def _read_speech(recipe: CtcRecipe, progress: bool) -> _Speech:
     return _Speech(examples, train, held_out)
 
 
-def _sources(sections: list[SourceSection]) -> list[AudioSource]:
-    return [AudioSource(**section.model_dump()) for section in sections]
-
-
-def _synthetic(folder: Path, minutes: float) -> tuple[list[AudioSource], dict[str, list[AudioSource]]]:
-    from .synthetic_speech import synthesise_corpus
-
-    synthesise_corpus(folder, minutes=minutes, held_out_minutes=max(1.0, minutes / 25))
-    splits = {split: [AudioSource(str(folder), split, text_column="text")] for split in ("train", *SYNTHETIC_HELD_OUT)}
-    return splits.pop("train"), splits
-
-
 def _processor(recipe: CtcRecipe, speech: _Speech) -> Wav2Vec2Processor:
     if recipe.data.vocabulary is not None:
         return load_processor(recipe.data.vocabulary)
     if speech.train is None:
         raise ValueError(
-            f"the training speech exceeds data.memory_gb ({recipe.data.memory_gb:g}) and is streamed, so its characters "
-            "are not known beforehand: give data.vocabulary, a folder with a tokenizer"
+            f"the training speech exceeds data.memory_gb ({recipe.data.memory_gb:g}) and is streamed, so its "
+            "characters are not known beforehand: give data.vocabulary, a folder with a tokenizer"
         )
     return build_processor(characters(example.text for example in speech.train))
+
+
+def _model(recipe: CtcRecipe, processor: Wav2Vec2Processor) -> PreTrainedModel:
+    """The model to train, with what is frozen for good frozen, or with adapters."""
+    model = build_ctc_model(
+        recipe.model,
+        config_changes=_config_changes(recipe, processor),
+        keep_head=recipe.data.vocabulary is not None and recipe.data.vocabulary == recipe.model.path,
+    )
+    if recipe.lora is not None:
+        return add_lora(model, recipe.lora)
+    freeze(model, recipe.freezing)
+    return model
 
 
 def _config_changes(recipe: CtcRecipe, processor: Wav2Vec2Processor) -> dict[str, Any]:
@@ -209,9 +240,12 @@ def _batches(recipe: CtcRecipe, collate: CtcCollator, speech: _Speech, rank: int
 
 
 def _trainer(
-    recipe: CtcRecipe, model: PreTrainedModel, processor: Wav2Vec2Processor, speech: _Speech, quiet: bool
+    recipe: CtcRecipe,
+    arguments: TrainingArguments,
+    model: PreTrainedModel,
+    processor: Wav2Vec2Processor,
+    speech: _Speech,
 ) -> CtcTrainer:
-    arguments = _arguments(recipe, quiet)
     collate = CtcCollator(processor, model.config)
     trainer = CtcTrainer(
         model=model,
@@ -224,7 +258,7 @@ def _trainer(
         schedule=recipe.schedule,
         eval_batch_seconds=recipe.data.eval_batch_seconds,
     )
-    if quiet:
+    if arguments.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -245,6 +279,7 @@ def _arguments(recipe: CtcRecipe, quiet: bool) -> TrainingArguments:
         output_dir=str(Path(recipe.output_dir) / "checkpoints"),
         max_steps=training.steps,
         gradient_accumulation_steps=training.accumulation,
+        use_cpu=not torch.accelerator.is_available(),
         bf16=training.mixed_precision == "bf16",
         activation_checkpointing=training.gradient_checkpointing,
         learning_rate=optimizer.lr,
@@ -285,38 +320,36 @@ def _callbacks(recipe: CtcRecipe) -> list[TrainerCallback]:
     return callbacks
 
 
-def _continue(trainer: CtcTrainer, folder: Path) -> str | None:
+def _continue(trainer: CtcTrainer) -> str | None:
     """The checkpoint to go on from, with the batches set to where they stood; `None` if none was completed."""
-    checkpoint = last_complete_checkpoint(folder)
+    checkpoint = last_complete_checkpoint(Path(trainer.args.output_dir))
     if checkpoint is None:
-        logger.warning("%s holds no complete checkpoint; training starts from the beginning", folder)
+        logger.warning("%s holds no complete checkpoint; starting at the beginning", trainer.args.output_dir)
         return None
     trainer.batches.state = load_data_state(checkpoint, trainer.args.process_index)
     return str(checkpoint)
 
 
-def _score(trainer: CtcTrainer, recipe: CtcRecipe, evaluation: dict[str, list[SpeechExample]]) -> dict[str, dict]:
+def _score(
+    trainer: CtcTrainer, settings: DecodingSection, evaluation: dict[str, list[SpeechExample]]
+) -> dict[str, dict[str, float]]:
     scores = {}
     for name, examples in evaluation.items():
         prefix = f"eval_{name}"
         metrics = trainer.evaluate(examples, metric_key_prefix=prefix)
         scores[name] = {key: metrics[f"{prefix}_{key}"] for key in ("cer", "wer", "loss")}
         scores[name]["examples"] = len(examples)
+        if settings.kind == "beam":
+            search = BeamSearch(
+                trainer.processor,
+                beam_width=settings.beam_width,
+                language_model=settings.language_model,
+                weight=settings.language_model_weight,
+                word_bonus=settings.word_bonus,
+            )
+            texts = transcribe(trainer.model, trainer.processor, examples, decode=search)
+            scores[name] |= error_rates(texts, [example.text for example in examples])
     return scores
-
-
-def _save(folder: Path, model: PreTrainedModel, processor: Wav2Vec2Processor, metrics: dict[str, Any]) -> None:
-    """Write the model beside, the scores, and then give the model its name."""
-    temporary = Path(tempfile.mkdtemp(prefix=".model.", dir=folder))
-    try:
-        model.save_pretrained(temporary)
-        save_processor(processor, temporary)
-        temporary.chmod(0o755)  # mkdtemp makes private folders; a model is an ordinary one
-        _write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        os.replace(temporary, folder / "model")
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _minutes(examples: list[SpeechExample]) -> float:

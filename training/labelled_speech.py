@@ -220,11 +220,10 @@ class StreamedBatches:
         self.collate, self.accept = collate, accept
         self.num_refused = 0
         self.state: dict[str, Any] | None = None
-        # Nothing is cropped: what is longer than `max_seconds` is left out by the stream before that.
         self.loader = training_loader(
             sources,
             batch_seconds=batch_seconds,
-            crop_seconds=max_seconds,
+            crop_seconds=None,  # a part of the audio would not be what was transcribed
             max_seconds=max_seconds,
             seed=seed,
             rank=rank,
@@ -236,7 +235,7 @@ class StreamedBatches:
             self.loader.load_state(self.state)
         for batch, state in self.loader:
             lengths = batch["attention_mask"].sum(-1).tolist()
-            rows = zip(batch["ids"], batch["input_values"].numpy(), lengths, batch["texts"])
+            rows = zip(batch["ids"], batch["input_values"].numpy(), lengths, batch["texts"], strict=True)
             examples = [
                 SpeechExample(name, wave[:length], transcript(text, name)) for name, wave, length, text in rows
             ]

@@ -6,15 +6,18 @@ applies `key=value` overrides, and turns any mistake into one line that names th
 
 import difflib
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError
 from pydantic import model_validator as checked
 
+# Strict, or `true` would be 1 and "3" a number; rates are not, because YAML reads 1e-4 as a string.
+PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Probability = Share
 
@@ -93,7 +96,7 @@ class LightHubertObjectiveSection(Section):
 
 class DPHubertObjectiveSection(Section):
     name: Literal["dphubert"]
-    layer_groups: list[list[int]] = [[0], [4, 8, 12]]
+    layer_groups: list[list[NonNegativeInt]] = [[0], [4, 8, 12]]
     cosine_weight: NonNegativeFloat = 1.0
 
 
@@ -120,7 +123,7 @@ class MaskingSection(Section):
 
     probability: Probability = 0.65
     length: PositiveInt = 10
-    min_masks: Annotated[int, Field(ge=0)] = 2
+    min_masks: NonNegativeInt = 2
 
 
 Knob = Literal["ffn_ratio", "num_attention_heads", "hidden_size", "num_hidden_layers"]
@@ -129,7 +132,7 @@ Knob = Literal["ffn_ratio", "num_attention_heads", "hidden_size", "num_hidden_la
 class PhaseSection(Section):
     """From `from_step` on, the knobs in `open` vary; the others stay at their largest (progressive shrinking)."""
 
-    from_step: Annotated[int, Field(ge=0)]
+    from_step: NonNegativeInt
     open: list[Knob]
 
 
@@ -165,6 +168,15 @@ class SourceSection(Section):
     weight: PositiveFloat = 1.0
 
 
+def _holding_a_crop(section, name: str):
+    if section.batch_seconds < section.crop_seconds:
+        raise ValueError(
+            f"{name}.batch_seconds ({section.batch_seconds:g}) must hold at least one crop of {name}.crop_seconds "
+            f"({section.crop_seconds:g})"
+        )
+    return section
+
+
 class DataSection(Section):
     """The training stream, see [`training_loader`]. `batch_seconds` is per process and forward."""
 
@@ -175,7 +187,7 @@ class DataSection(Section):
     batch_seconds: PositiveFloat = 60.0
     crop_seconds: PositiveFloat = 15.6
     min_seconds: PositiveFloat = 0.5
-    num_workers: Annotated[int, Field(ge=0)] = 2
+    num_workers: NonNegativeInt = 2
     window_size: PositiveInt = 256
     shuffle_window: PositiveInt = 1000
     num_open_shards: PositiveInt = 4
@@ -188,12 +200,7 @@ class DataSection(Section):
     def _one_kind(self):
         if bool(self.sources) == (self.synthetic_minutes is not None):
             raise ValueError("give exactly one of data.sources and data.synthetic_minutes")
-        if self.batch_seconds < self.crop_seconds:
-            raise ValueError(
-                f"data.batch_seconds ({self.batch_seconds:g}) must hold at least one crop "
-                f"of data.crop_seconds ({self.crop_seconds:g})"
-            )
-        return self
+        return _holding_a_crop(self, "data")
 
 
 class ValidationSection(Section):
@@ -202,9 +209,13 @@ class ValidationSection(Section):
     sources: list[SourceSection] = Field([], description="empty: the validation split of synthetic speech")
     every: PositiveInt = 5000
     batch_seconds: PositiveFloat = 60.0
-    crop_seconds: PositiveFloat | None = 15.6
+    crop_seconds: PositiveFloat = 15.6
     max_examples: PositiveInt | None = 500
-    num_random: Annotated[int, Field(ge=0)] = 3
+    num_random: NonNegativeInt = 3
+
+    @checked(mode="after")
+    def _holds_a_crop(self):
+        return _holding_a_crop(self, "validation")
 
 
 class OptimizerSection(Section):
@@ -230,6 +241,8 @@ class ScheduleSection(Section):
     def _fits(self):
         if self.kind == "tri_stage" and self.warmup + self.hold > 1:
             raise ValueError(f"schedule.warmup + schedule.hold must be at most 1, got {self.warmup + self.hold:g}")
+        if self.kind == "tri_stage" and not self.final_scale:
+            raise ValueError("schedule.final_scale must be above 0 for 'tri_stage', which decays exponentially")
         return self
 
 
@@ -265,7 +278,7 @@ class Recipe(Section):
     name: str
     description: str = ""
     output_dir: str
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: NonNegativeInt = 0
     teacher: TeacherSection
     student: StudentSection = StudentSection()
     objective: ObjectiveSection = LightHubertObjectiveSection()
@@ -370,58 +383,75 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 
 def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
+    """The first mistake in one line: the key, what is allowed, the nearest thing that is."""
+    errors = error.errors()
+    first = next(
+        (e for e in errors if e["type"] == "extra_forbidden"), errors[0]
+    )  # a misspelt key is also a missing one
+    if isinstance(first["input"], dict):  # of a union of plain values and a section, a mapping meant the section
+        key, _ = _locate(first["loc"])
+        first = max((e for e in errors if _locate(e["loc"])[0].startswith(key)), key=lambda e: len(e["loc"]))
     key, section = _locate(first["loc"])
-    if first["type"] == "extra_forbidden":
-        *parents, last = key.split(".")
-        allowed = list(section.model_fields) if section else []
-        where = f" in {'.'.join(parents)}" if parents else ""
-        return f"unknown recipe key {key!r}{_hint(last, allowed, parents)}; allowed{where}: {', '.join(allowed)}"
-    if first["type"] == "missing":
-        return f"recipe key {key!r} is missing; give it a value in the file or as {key}=…"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":  # our own checks: they name the keys themselves
+    kind, context, message = first["type"], first.get("ctx", {}), first["msg"].removeprefix("Value error, ")
+    if kind == "value_error":  # our own checks: they name the keys themselves
         return message
-    if first["type"] == "union_tag_not_found":
-        return f"recipe key '{key}.name' is missing; allowed: {first['ctx'].get('expected_tags', 'lighthubert, …')}"
-    return f"recipe key {key!r}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+    if kind == "extra_forbidden":
+        *parents, last = key.split(".")
+        where = f" in {'.'.join(parents)}" if parents else ""
+        allowed = list(section.model_fields)
+        return f"unknown recipe key {key!r}{_hint(last, allowed, parents)}; allowed{where}: {', '.join(allowed)}"
+    if kind in ("missing", "union_tag_not_found"):
+        key = key if kind == "missing" else f"{key}.name"
+        return f"recipe key {key!r} is missing; give it a value in the file or as {key}=…"
+    if kind == "union_tag_invalid":
+        expected, value, key = context["expected_tags"], context["tag"], f"{key}.name"
+    elif kind == "literal_error":
+        expected, value = context["expected"], first["input"]
+    else:
+        return f"recipe key {key!r}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+    return f"recipe key {key!r} must be one of {expected}, got {value!r}{_hint(str(value), expected.split(chr(39)))}"
 
 
-def _locate(loc: tuple[str | int, ...]) -> tuple[str, type[BaseModel] | None]:
-    """Dotted key of an error's place, without the tags that pydantic adds for unions, and the section it lies in."""
-    section, key, annotation = Recipe, [], None
+def _locate(loc: tuple[str | int, ...]) -> tuple[str, type[BaseModel]]:
+    """Dotted key of an error's place, and the section it lies in.
+
+    pydantic's places also hold tags for the members of unions it tried (`SpaceSection`, `dphubert`), left out here.
+    """
+    section, annotation, key = Recipe, Recipe, []
     for part in loc:
+        members = _members(annotation)
+        if len(members) > 1:
+            tagged = [m for m in members if _is_section(m) and part in (m.__name__, *get_args(_annotation(m, "name")))]
+            if not tagged:
+                break
+            annotation = tagged[0]
+            continue
+        key.append(str(part))
         if isinstance(part, int):
-            key.append(str(part))
+            annotation = get_args(members[0])[0]
             continue
-        choices = list(_sections(annotation)) if annotation is not None else [Recipe]
-        tagged = [c for c in choices if part == c.__name__ or part in get_args(_annotation(c, "name"))]
-        if annotation is not None and tagged:
-            section, annotation = tagged[0], tagged[0]
-            continue
-        if annotation is not None and choices:
-            section = choices[0]
-        if annotation is not None and not choices:
-            continue  # a tag such as 'literal[...]' of a union of plain values
-        key.append(part)
+        section = members[0] if _is_section(members[0]) else section
         annotation = _annotation(section, part)
         if annotation is None:
             break
     return ".".join(key), section
 
 
-def _annotation(section: type, name: str) -> Any:
-    field = section.model_fields.get(name) if isinstance(section, type) and issubclass(section, BaseModel) else None
-    return field.annotation if field else None
+def _members(annotation: Any) -> list[Any]:
+    """What an annotation allows, without None."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [member for member in get_args(annotation) if member is not type(None)]
+    return [annotation]
 
 
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and not get_origin(annotation):
-        if issubclass(annotation, BaseModel):
-            yield annotation
-    elif get_origin(annotation) in (Union, types.UnionType, list, Annotated):
-        for argument in get_args(annotation):
-            yield from _sections(argument)
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _annotation(section: type[BaseModel], name: str | int) -> Any:
+    return section.model_fields[name].annotation if name in section.model_fields else None
 
 
 def _hint(word: str, allowed: Sequence[str], parents: Sequence[str] = ()) -> str:

@@ -1,21 +1,24 @@
 """Where training examples come from, and the order in which they are read: shuffled, yet resumable to the example.
 
-Everything is read by `datasets` streaming. Its own shuffle buffer cannot be resumed (what is in the buffer is lost), so
-the order here is made of two things that can be computed again at any time from (seed, epoch):
+Everything is read by `datasets` streaming. Its own shuffle buffer cannot be resumed (what is in the buffer is lost),
+so the order here is made of two things that can be computed again at any time from (seed, epoch):
 
 * the order of the shards, of which a few are open at once and give a row in turn, and
 * windows: `shuffle_window` rows are read and then handed out in a permuted order.
 
-The state to resume from is therefore small and JSON-able: where each open shard stood when the current window began, and how
-many of the window's rows have been handed out. Resuming reads at most one window again (encoded audio, not decoded).
+The state to resume from is therefore small and JSON-able: where each open shard stood when the current window began,
+and how many of the window's rows have been handed out. Resuming reads at most one window again (encoded audio, not
+decoded).
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
 import tarfile
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -44,8 +47,8 @@ class AudioSource:
     """One dataset to stream from.
 
     Args:
-        path: A Hub dataset id; a folder of parquet files, of audio files (with or without `metadata.csv`/`.jsonl`) or of
-            WebDataset tars; a glob of such files; an `https://…` URL; or a tuple of files or URLs.
+        path: A Hub dataset id; a folder of parquet files, of audio files (with or without `metadata.csv`/`.jsonl`) or
+            of WebDataset tars; a glob of such files; an `https://…` URL; or a tuple of files or URLs.
         split: Name of the split. A glob, URL or tuple is one split, whatever its name.
         config_name: Configuration of a Hub dataset.
         audio_column: Column with the audio; `None` takes the only one of type `Audio`.
@@ -124,15 +127,21 @@ class Retry:
 def is_network_fault(error: Exception) -> bool:
     """Whether trying again may help, for an error while reading a remote file.
 
-    fsspec turns a refused connection into a `FileNotFoundError` that has a cause; one without is a fact. Truncated parquet is a
-    fault, too: the download may have been cut.
+    fsspec reports all kinds of faults as a `FileNotFoundError`, so its causes decide. Truncated parquet counts as a
+    fault: the download may have been cut.
     """
     import aiohttp
     import pyarrow
 
-    if isinstance(error, (FileNotFoundError, PermissionError)):
-        return error.__cause__ is not None
-    return isinstance(error, (OSError, aiohttp.ClientError, pyarrow.ArrowInvalid))
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    statuses = {link.status for link in chain if isinstance(link, aiohttp.ClientResponseError)}
+    statuses |= {link.response.status_code for link in chain if getattr(link, "response", None) is not None}
+    if any(400 <= status < 500 and status not in (408, 429) for status in statuses):
+        return False
+    faults, facts = (OSError, aiohttp.ClientError, pyarrow.ArrowInvalid), (FileNotFoundError, PermissionError)
+    return any(isinstance(link, faults) and not isinstance(link, facts) for link in chain)
 
 
 class OpenSource:
@@ -194,7 +203,8 @@ class OpenSource:
         ]
         if len(found) != 1:
             raise ValueError(
-                f"{self.source.path!r} has {len(found)} columns of audio, not one: set audio_column to one of {sorted(features)}"
+                f"{self.source.path!r} has {len(found)} columns of audio, not one; "
+                f"set audio_column to one of {sorted(features)}"
             )
         return found[0]
 
@@ -235,8 +245,8 @@ def _format_of(files: list[str]) -> str:
 def _without_decoding(dataset, audio_column: str):
     """Have `datasets` hand out encoded audio, without torchcodec.
 
-    `Audio(decode=False)` is not enough: for audio folders and tars `datasets` would *encode* rows, which needs torchcodec
-    even when there is nothing to encode. As plain columns (a path; bytes and a path) they pass through.
+    `Audio(decode=False)` is not enough: for audio folders and tars `datasets` would *encode* rows, which needs
+    torchcodec even when there is nothing to encode. As plain columns (a path; bytes and a path) they pass through.
     """
     from datasets import Value
 
@@ -253,7 +263,7 @@ class _ShardReader:
 
     def __init__(self, source: OpenSource, shard: int, row: int = 0, position: dict[str, Any] | None = None):
         self.source, self.shard, self.row, self.position = source, shard, row, position
-        self._dataset = self._rows = None
+        self._dataset = self._rows = self._closing = None
 
     @property
     def state(self) -> list:
@@ -268,6 +278,8 @@ class _ShardReader:
                 if self._rows is None:
                     self._dataset = self.source.open_shard(self.shard, self.position)
                     self._rows = iter(self._dataset)
+                    # Also at the exit of the interpreter: there a half-read parquet file complains when it is torn down.
+                    self._closing = weakref.finalize(self, _close, self._rows)
                 values = next(self._rows, None)
                 break
             except Exception as error:
@@ -288,9 +300,14 @@ class _ShardReader:
 
     def close(self) -> None:
         """Let go of files and of the rows read ahead."""
-        if self._rows is not None:
-            self._rows.close()
-        self._dataset = self._rows = None
+        if self._closing is not None:
+            self._closing()
+        self._dataset = self._rows = self._closing = None
+
+
+def _close(rows: Iterator) -> None:
+    with contextlib.suppress(ValueError):  # at exit, a background thread may be in the middle of it
+        rows.close()
 
 
 class ShuffledReader:

@@ -2,7 +2,7 @@
 
 import contextlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from .gradients import reduce_gradients, reduce_statistics
 from .masking import draw_time_mask
 from .objectives import FrameLoss, Objective
 from .recipe import MaskingSection, Recipe
+from .student import TEACHER_INIT
 from .teacher import Teacher, TeacherOutput
 
 SAMPLING_RATE = 16_000
@@ -29,6 +30,7 @@ class DistillationBatch:
         valid: `(batch, frames)`, true on frames of audio.
         time_mask: `(batch, frames)`, true where the student's features are masked.
         targets: What to predict, `(batch, frames, size)` each.
+        front_end: The student's convolutional features, if the teacher has made them along.
     """
 
     input_values: torch.Tensor
@@ -36,6 +38,7 @@ class DistillationBatch:
     valid: torch.BoolTensor
     time_mask: torch.BoolTensor
     targets: list[torch.Tensor]
+    front_end: torch.Tensor | None = None
 
 
 @dataclass
@@ -60,7 +63,11 @@ class StepResult:
 
 
 class DistillationModel:
-    """Teacher, student and objective, and how they meet on a batch; shared by training and evaluation."""
+    """Teacher, student and objective, and how they meet on a batch; shared by training and evaluation.
+
+    A frozen front end with the teacher's weights (`init: teacher`, `freeze_feature_encoder: true`) is not run again:
+    the student reads the teacher's features.
+    """
 
     def __init__(
         self, teacher: Teacher, student: LightHubertForPreTraining, objective: Objective, accelerator: Accelerator
@@ -72,6 +79,9 @@ class DistillationModel:
             )
         self.teacher, self.student, self.objective, self.accelerator = teacher, student, objective, accelerator
         self.freeze_front_end = not any(p.requires_grad for p in student.lighthubert.feature_extractor.parameters())
+        self.share_front_end = self.freeze_front_end and same_front_end(teacher, student, accelerator.mixed_precision)
+        if self.share_front_end:
+            teacher.keep_front_end()
 
     def prepare(self, batch: Batch, masking: MaskingSection | None, *, seed: int, step: int) -> DistillationBatch:
         """Move a batch to the device, run the teacher on it and draw the masks."""
@@ -89,11 +99,13 @@ class DistillationModel:
             tensor.to(device, non_blocking=True) for tensor in (batch["input_values"], valid, time_mask)
         )
         attention_mask = batch["attention_mask"].to(device, non_blocking=True) if padded else None
-        targets = self._targets(input_values, attention_mask, valid, time_mask)
-        return DistillationBatch(input_values, attention_mask, valid, time_mask, targets)
+        targets, front_end = self._targets(input_values, attention_mask, valid, time_mask)
+        return DistillationBatch(input_values, attention_mask, valid, time_mask, targets, front_end)
 
     def features(self, batch: DistillationBatch) -> torch.Tensor:
         """The student's front end, which all subnets share: `(batch, frames, channels)`."""
+        if batch.front_end is not None:
+            return batch.front_end
         with torch.no_grad() if self.freeze_front_end else contextlib.nullcontext(), self.accelerator.autocast():
             return self.student.lighthubert.extract_features(batch.input_values, batch.attention_mask)
 
@@ -121,7 +133,8 @@ class DistillationModel:
         weights = self.objective.frame_weights(batch.valid, batch.time_mask)[:, :frames]
         return self.objective(predictions, targets, weights)
 
-    def _targets(self, input_values, attention_mask, valid, time_mask) -> list[torch.Tensor]:
+    def _targets(self, input_values, attention_mask, valid, time_mask):
+        """The targets, and the front end's features if they are shared."""
         with torch.inference_mode():
             clean = self.teacher(input_values, attention_mask)
             masked = None
@@ -131,7 +144,12 @@ class DistillationModel:
             valid, time_mask = valid[:, :frames], time_mask[:, :frames]
             outputs = [None if output is None else _cut(output, frames) for output in (clean, masked)]
             targets = self.objective.targets(*outputs, valid, time_mask)
-        return [target.clone() for target in targets]  # autograd refuses to keep inference tensors
+        # Autograd refuses to keep inference tensors, hence the copies.
+        front_end = None
+        if self.share_front_end:
+            kept = {"copy": True, "memory_format": torch.contiguous_format}
+            front_end = clean.front_end.to(self.student.dtype, **kept)
+        return [target.clone() for target in targets], front_end
 
 
 class TrainingStep:
@@ -147,14 +165,18 @@ class TrainingStep:
         self.expected_frames = seconds * SAMPLING_RATE / student_stride(model.student)
 
     def run(
-        self, step: int, batches: Sequence[Batch], subnets: Sequence[Subnet | None], stopping: bool = False
+        self,
+        step: int,
+        batches: Sequence[Batch],
+        subnets: Sequence[Subnet | None],
+        stopping: Callable[[], bool] = lambda: False,
     ) -> StepResult:
         """Accumulate the gradients of `subnets` on `batches`, sum them over all processes, update.
 
         Args:
             batches: This process's share; empty if its data ended, which makes it take part with nothing.
             subnets: The same on all processes.
-            stopping: This process wants to stop after this step.
+            stopping: Says, when the gradients are done, whether this process wants to stop after this step.
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss, count = (torch.zeros((), device=self.accelerator.device) for _ in range(2))
@@ -164,12 +186,12 @@ class TrainingStep:
             batch_loss, batch_count = self._accumulate(step, batch, subnets)
             loss, count = loss + batch_loss, count + batch_count
             seconds += float(batch["attention_mask"].sum()) / SAMPLING_RATE
-        facts = torch.tensor([seconds, float(stopping), float(bool(batches))], device=loss.device)
+        facts = torch.tensor([seconds, float(stopping()), float(bool(batches))], device=loss.device)
         statistics = reduce_statistics(torch.cat([torch.stack([loss, count]), facts]), self.parameters)
         norm = self._reduce_and_clip(frames=statistics[1])
-        loss, count, seconds, stopping, with_data, norm = torch.cat([statistics, norm[None]]).tolist()
+        loss, count, seconds, num_stopping, num_with_data, norm = torch.cat([statistics, norm[None]]).tolist()
         skipped = not self._update(finite=torch.isfinite(torch.tensor([loss, norm])).all().item() and count > 0)
-        return StepResult(loss / max(count, 1e-9), seconds, norm, skipped, int(stopping), int(with_data))
+        return StepResult(loss / max(count, 1e-9), seconds, norm, skipped, int(num_stopping), int(num_with_data))
 
     def _accumulate(
         self, step: int, batch: Batch, subnets: Sequence[Subnet | None]
@@ -224,6 +246,20 @@ def step_seed(seed: int, step: int, rank: int, index: int) -> int:
 def student_stride(student: LightHubertForPreTraining) -> int:
     """Samples from one frame of the student to the next."""
     return int(torch.tensor(student.config.conv_stride).prod())
+
+
+def same_front_end(teacher: Teacher, student: LightHubertForPreTraining, mixed_precision: str) -> bool:
+    """Whether the student's convolutional front end computes what the teacher's does, as precisely as it would."""
+    if teacher.config.model_type not in TEACHER_INIT:
+        return False
+    if teacher.model.dtype not in (
+        torch.float32,
+        {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision),
+    ):
+        return False
+    before = teacher.model.feature_extractor.state_dict()
+    own = student.lighthubert.feature_extractor.state_dict()
+    return before.keys() == own.keys() and all(torch.equal(before[key], own[key].to(before[key].dtype)) for key in own)
 
 
 def common_frames(num_student_frames: int, teacher: TeacherOutput) -> int:

@@ -1,7 +1,7 @@
 """A stream of audio examples for training and evaluation: decoded, filtered, cropped, and resumable to the example.
 
-`AudioStream` mixes one or more sources (see `sources.py` for how their order is made), decodes with soundfile, drops and
-counts what cannot be used, and hands out beside every example the JSON-able state that resumes after it.
+`AudioStream` mixes one or more sources (see `sources.py` for how their order is made), decodes with soundfile, drops
+and counts what cannot be used, and hands out beside every example the JSON-able state that resumes after it.
 
     stream = AudioStream([AudioSource("folder-or-hub-id")], seed=0, crop_seconds=15)
     for example, state in stream.iterate():

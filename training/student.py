@@ -4,6 +4,7 @@ import difflib
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, SearchSpace, Subnet
@@ -11,7 +12,26 @@ from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, SearchS
 from .recipe import StudentSection
 
 TEACHER_INIT = ("hubert", "wav2vec2")  # encoders whose weights LightHuBERT's layers can hold
-_NOT_COPIED = ("model_type", "architectures", "transformers_version", "dtype", "_name_or_path", "per_layer_config")
+# What a new student takes from its teacher's config. Regularisation, masking and CTC settings are our own defaults.
+_SHAPE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout",
+    "activation_dropout",
+    "do_stable_layer_norm",
+    "layer_norm_eps",
+    "feat_extract_norm",
+    "feat_extract_activation",
+    "feat_proj_layer_norm",
+    "conv_dim",
+    "conv_kernel",
+    "conv_stride",
+    "conv_bias",
+)
+_POSITIONS = ("num_conv_pos_embeddings", "num_conv_pos_embedding_groups", "conv_pos_batch_norm")
 
 
 def build_student(settings: StudentSection, teacher: PreTrainedModel, seed: int) -> LightHubertForPreTraining:
@@ -38,11 +58,16 @@ def build_student(settings: StudentSection, teacher: PreTrainedModel, seed: int)
 
 
 def _fresh(settings: StudentSection, teacher: PreTrainedModel) -> LightHubertForPreTraining:
-    data = teacher.config.to_dict()
-    known = LightHubertConfig().to_dict().keys()
-    data = {key: value for key, value in data.items() if key in known and key not in _NOT_COPIED}
-    data["head_dim"] = teacher.config.hidden_size // teacher.config.num_attention_heads
-    data["target_size"] = teacher.config.hidden_size
+    config = teacher.config
+    if settings.init == "teacher" and config.model_type not in TEACHER_INIT:
+        raise ValueError(
+            f"a {config.model_type} teacher's weights do not fit LightHuBERT's layers (those of "
+            f"{' and '.join(TEACHER_INIT)} do); set student.init=random"
+        )
+    copied = _SHAPE + _POSITIONS if config.model_type in TEACHER_INIT else _SHAPE
+    data = {name: getattr(config, name) for name in copied if hasattr(config, name)}
+    data["head_dim"] = config.hidden_size // config.num_attention_heads
+    data["target_size"] = config.hidden_size
     student = LightHubertForPreTraining(_config(data, settings))
     if settings.init == "teacher":
         _copy_weights(teacher, student)
@@ -50,12 +75,6 @@ def _fresh(settings: StudentSection, teacher: PreTrainedModel) -> LightHubertFor
 
 
 def _copy_weights(teacher: PreTrainedModel, student: LightHubertForPreTraining) -> None:
-    kind = teacher.config.model_type
-    if kind not in TEACHER_INIT:
-        raise ValueError(
-            f"a {kind} teacher's weights do not fit LightHuBERT's layers (only {' and '.join(TEACHER_INIT)} do); "
-            "set student.init=random"
-        )
     state, own = teacher.state_dict(), student.lighthubert.state_dict()
     state.setdefault("masked_spec_embed", own["masked_spec_embed"])  # models that never mask have none
     differing = sorted(
@@ -116,7 +135,7 @@ def _config(data: dict[str, Any], settings: StudentSection) -> LightHubertConfig
         data |= {"search_space": space, "default_subnet": settings.config.get("default_subnet")}
     try:
         return LightHubertConfig.from_dict(data)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"the student's config does not work: {' '.join(str(error).split())}") from None
 
 

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-SAMPLING_RATE = 16_000
+from .audio import SAMPLING_RATE
+
 TRAINING_VOICES = tuple(f"en-us+{name}" for name in ("f1", "f2", "f3", "f4", "m1", "m2", "m3", "m4", "m5", "m6"))
 UNHEARD_VOICES = ("en-us+f5",)
 MANIFEST = "corpus.json"
@@ -155,6 +156,7 @@ def _write_splits(folder: Path, parameters: dict[str, Any]) -> dict[str, dict[st
         ("test_sentences", held_out, parameters["voices"], 2),
         ("test_voice", held_out, parameters["unheard_voices"], 2),
     )
+    speaker = Speaker(parameters["seed"])
     (folder / "data").mkdir()
     sentences = _new_sentences(random.Random(parameters["seed"]))
     splits = {}
@@ -163,7 +165,9 @@ def _write_splits(folder: Path, parameters: dict[str, Any]) -> dict[str, dict[st
     ) as progress:
         for name, minutes, voices, num_shards in plan:
             choose_voice = random.Random(f"{parameters['seed']} {name}")
-            utterances = (_utterance(f"{name}-{i:06d}", next(sentences), choose_voice.choice(voices)) for i in count())
+            utterances = (
+                _utterance(speaker, f"{name}-{i:06d}", next(sentences), choose_voice.choice(voices)) for i in count()
+            )
             num_examples, seconds = 0, 0.0
             for shard in range(num_shards):
                 rows = []
@@ -192,11 +196,11 @@ def _new_sentences(rng: random.Random) -> Iterator[str]:
         yield sentence
 
 
-def _utterance(name: str, text: str, voice: str) -> tuple[dict[str, Any], float]:
+def _utterance(speaker: "Speaker", name: str, text: str, voice: str) -> tuple[dict[str, Any], float]:
     """One row of the corpus and its length in seconds."""
     import soundfile
 
-    waveform = speak(text, voice)
+    waveform = speaker.say(text, voice)
     flac = io.BytesIO()
     soundfile.write(flac, waveform, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
     audio = {"bytes": flac.getvalue(), "path": f"{name}.flac"}
@@ -224,26 +228,33 @@ def _write_shard(path: Path, rows: list[dict[str, Any]]) -> None:
 def speak(text: str, voice: str) -> np.ndarray:
     """Say `text` with an espeak-ng voice such as `en-us+f3`.
 
+    The same text sounds slightly different every time (pitch flutters on from sentence to sentence).
+
     Returns:
         `np.ndarray` of shape `(num_samples,)`, float32, 16 kHz, in [-1, 1].
     """
-    import soxr
-
-    engine = _engine()
-    return soxr.resample(engine.say(text, voice), engine.sampling_rate, SAMPLING_RATE).clip(-1.0, 1.0)
+    return _shared_speaker().say(text, voice)
 
 
 @functools.cache
-def _engine() -> "_Espeak":
-    return _Espeak()
+def _shared_speaker() -> "Speaker":
+    return Speaker()
 
 
-class _Espeak:
-    """The espeak-ng library. Its state is global to the process: one instance, and a lock around every sentence."""
+class Speaker:
+    """An espeak-ng of its own: what it says depends on `seed` and on what it has said before, and on nothing else.
 
-    _SYNCHRONOUS, _CHARS_UTF8 = 2, 1  # AUDIO_OUTPUT_SYNCHRONOUS, espeakCHARS_UTF8 of speak_lib.h
+    The library keeps its state (random numbers, the phase of the pitch flutter) in global variables, where it
+    outlasts every sentence and even a new initialisation. So each speaker loads a private copy of the library, with
+    variables of its own, and a lock keeps sentences apart.
 
-    def __init__(self):
+    Raises:
+        ImportError: espeakng-loader is not installed.
+    """
+
+    _SYNCHRONOUS, _CHARS_UTF8 = 2, 1  # AUDIO_OUTPUT_SYNCHRONOUS and espeakCHARS_UTF8 of speak_lib.h
+
+    def __init__(self, seed: int = 0):
         try:
             import espeakng_loader
         except ImportError:
@@ -252,16 +263,17 @@ class _Espeak:
             ) from None
         self._lock = threading.Lock()
         self._chunks: list[np.ndarray] = []
-        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
-        self.sampling_rate = self._library.espeak_Initialize(
-            self._SYNCHRONOUS, 0, os.fsencode(espeakng_loader.get_data_path()), 0
-        )
-        if self.sampling_rate <= 0:
-            raise RuntimeError(f"espeak-ng could not start (espeak_Initialize returned {self.sampling_rate})")
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            self._library = ctypes.CDLL(shutil.copy(espeakng_loader.get_library_path(), folder))
+        data_path = espeakng_loader.get_data_path()
+        self._sampling_rate = self._library.espeak_Initialize(self._SYNCHRONOUS, 0, os.fsencode(data_path), 0)
+        if self._sampling_rate <= 0:
+            raise RuntimeError(f"espeak-ng could not start (espeak_Initialize returned {self._sampling_rate})")
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
         self._callback = callback(self._collect)  # kept: the library holds only a pointer to it
         self._library.espeak_SetSynthCallback(self._callback)
-        self._variants = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
+        self._variants = Path(data_path) / "voices" / "!v"
 
     def _collect(self, samples, count, _events) -> int:
         if samples and count > 0:
@@ -269,11 +281,13 @@ class _Espeak:
         return 0
 
     def say(self, text: str, voice: str) -> np.ndarray:
-        """`text` at the library's own rate, float32 in [-1, 1]."""
+        """`(num_samples,)`, float32, 16 kHz, in [-1, 1]. `ValueError` if there is no such voice."""
+        import soxr
+
         encoded, variant = text.encode(), voice.partition("+")[2]
         with self._lock:
             self._chunks.clear()
-            # The library itself ignores a variant that it does not know.
+            # The library itself passes over a variant that it does not know.
             known = not variant or (self._variants / variant).is_file()
             if not known or self._library.espeak_SetVoiceByName(voice.encode()) != 0:
                 raise ValueError(f"espeak-ng has no voice {voice!r}; voices are language+variant, such as 'en-us+f3'")
@@ -281,4 +295,5 @@ class _Espeak:
             self._library.espeak_Synchronize()
             if not self._chunks:
                 raise RuntimeError(f"espeak-ng said nothing for {text!r} with the voice {voice!r}")
-            return np.concatenate(self._chunks).astype(np.float32) / 32768
+            waveform = np.concatenate(self._chunks).astype(np.float32) / 32768
+        return soxr.resample(waveform, self._sampling_rate, SAMPLING_RATE).clip(-1.0, 1.0)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch.nn import functional as F
 from transformers import AutoModel, HubertConfig, HubertModel, PreTrainedModel
 
@@ -29,10 +30,12 @@ class TeacherRequest:
 
 @dataclass
 class TeacherOutput:
-    """What was asked for, by layer: `(batch, frames, hidden_size)` each, in the teacher's dtype."""
+    """What was asked for, in the teacher's dtype: `(batch, frames, hidden_size)` by layer, and the convolutional
+    features, `(batch, frames, channels)`, after `Teacher.keep_front_end`."""
 
     layer_results: dict[int, torch.Tensor] = field(default_factory=dict)
     hidden_states: dict[int, torch.Tensor] = field(default_factory=dict)
+    front_end: torch.Tensor | None = None
 
 
 def load_encoder(settings: TeacherSection, seed: int = 0) -> PreTrainedModel:
@@ -45,7 +48,7 @@ def load_encoder(settings: TeacherSection, seed: int = 0) -> PreTrainedModel:
     if settings.random_config is not None:
         try:
             config = HubertConfig(**settings.random_config)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, StrictDataclassError) as error:
             raise ValueError(f"teacher.random_config makes no HuBERT: {' '.join(str(error).split())}") from None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -72,11 +75,15 @@ class Teacher:
         self.config = model.config
         self.request = request
         self.padding_matters = getattr(self.config, "feat_extract_norm", None) == "group"
-        self._captured: dict[int, torch.Tensor] = {}
+        self._captured: dict[int | str, torch.Tensor] = {}
         self._check()
         for index in request.layer_results:
             dense = model.encoder.layers[index].feed_forward.output_dense
             dense.register_forward_hook(self._capture(index))
+
+    def keep_front_end(self) -> None:
+        """Hand out the convolutional features from now on, for a student that has the same front end."""
+        self.model.feature_extractor.register_forward_hook(self._capture("front_end"))
 
     @property
     def stride(self) -> int:
@@ -126,12 +133,13 @@ class Teacher:
                 **options,
             )
         results, self._captured = self._captured, {}
+        front_end = results.pop("front_end", None)
         states = {index: outputs.hidden_states[index] for index in self.request.hidden_states}
-        return TeacherOutput(results, states)
+        return TeacherOutput(results, states, None if front_end is None else front_end.transpose(1, 2))
 
-    def _capture(self, index: int):
+    def _capture(self, key: int | str):
         def hook(_module, _inputs, output):
-            self._captured[index] = output
+            self._captured[key] = output
 
         return hook
 
@@ -176,4 +184,5 @@ def _scattered(pieces: list[tuple[torch.Tensor, TeacherOutput]], num_rows: int) 
     return TeacherOutput(
         {index: join([piece.layer_results[index] for _, piece in pieces]) for index in first.layer_results},
         {index: join([piece.hidden_states[index] for _, piece in pieces]) for index in first.hidden_states},
+        None if first.front_end is None else join([piece.front_end for _, piece in pieces]),
     )

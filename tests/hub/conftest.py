@@ -1,21 +1,21 @@
 """Fixtures of the tests that push to and load from the Hub-compatible server."""
 
+import json
 import os
 import subprocess
 import sys
 import sysconfig
 import types
+from contextlib import contextmanager
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from hub_server import Account, HubServer
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 
-from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace
-from lighthubert_hf import publishing as publishing_module
+from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace, upload
 
 # Alphanumeric like a real one, so that what looks for tokens finds it.
 TOKEN = "hf_TestWriterToken0123456789"
@@ -26,18 +26,33 @@ ACCOUNTS = {
 }
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
+@contextmanager
+def serving(cache):
     """The server, with the client in this process turned to it and logged in as alice, who never has to wait."""
-    with HubServer(ACCOUNTS) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        for module in (_http, huggingface_hub.file_download, publishing_module):
-            monkeypatch.setattr(module, "time", types.SimpleNamespace(sleep=lambda seconds: None))
+    with HubServer(ACCOUNTS) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", server.endpoint)
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setenv("HF_TOKEN", TOKEN)
+        for module in (_http, file_download, upload):
+            patch.setattr(module, "time", types.SimpleNamespace(sleep=lambda seconds: None))
         yield server
         assert server.unexpected == []
+
+
+@pytest.fixture
+def hub(tmp_path):
+    with serving(tmp_path / "cache") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def shared_hub(tmp_path_factory):
+    """One server for all the tests of a module, for what only reads."""
+    with serving(tmp_path_factory.mktemp("cache")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -71,40 +86,74 @@ def model(supernet) -> LightHubertModel:
     return supernet.extract_subnet(supernet.search_space.smallest())
 
 
-@pytest.fixture
-def run_python(hub, tmp_path):
-    """Runs a program in a process of its own, against the server, with an empty cache.
+WORKER = """
+import contextlib, importlib.util, io, json, sys, traceback
+answers = sys.stdout
+for line in sys.stdin:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            exec(json.loads(line), {})
+            error = None
+        except Exception:
+            error = traceback.format_exc()
+    print(json.dumps([printed.getvalue(), error]), file=answers, flush=True)
+"""
+
+
+class Worker:
+    """A Python process that runs programs against the server, one after the other (importing torch takes seconds).
 
     Without `package`, this package cannot be imported there: `-S` leaves out the `site` module and with it the `.pth`
-    files by which an editable installation is found, and the working directory is elsewhere.
+    files by which an editable installation is found, `-P` the working directory, which is elsewhere anyhow.
     """
 
-    def run(program: str, *, package: bool = False, token: str | None = TOKEN) -> str:
+    def __init__(self, endpoint: str, home: Path, package: bool):
         environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         environment |= {
-            "HF_ENDPOINT": hub.endpoint,
-            "HF_HOME": str(tmp_path / "home"),
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(home),
+            "HF_TOKEN": TOKEN,
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": sysconfig.get_path("purelib"),
         }
-        if token is not None:
-            environment["HF_TOKEN"] = token
         if package:
             environment["PYTHONPATH"] += os.pathsep + str(Path(__file__).parents[2])
-        found = "is not None" if package else "is None"
-        check = f"import importlib.util\nassert importlib.util.find_spec('lighthubert_hf') {found}\n"
-        done = subprocess.run(
-            [sys.executable, "-S", "-P", "-c", check + program],
-            cwd=tmp_path,
+        self.process = subprocess.Popen(
+            [sys.executable, "-S", "-P", "-c", WORKER],
+            cwd=home,
             env=environment,
-            capture_output=True,
             text=True,
-            timeout=120,
-            check=False,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
-        assert done.returncode == 0, done.stderr[-4000:]
-        return done.stdout
+        found = "is not None" if package else "is None"
+        self.run(f"import importlib.util\nassert importlib.util.find_spec('lighthubert_hf') {found}")
 
-    return run
+    def run(self, program: str) -> str:
+        """What `program` prints; an AssertionError with its traceback if it fails."""
+        self.process.stdin.write(json.dumps(program) + "\n")
+        self.process.stdin.flush()
+        printed, error = json.loads(self.process.stdout.readline())
+        assert error is None, error
+        return printed
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def without_package(shared_hub, tmp_path_factory):
+    worker = Worker(shared_hub.endpoint, tmp_path_factory.mktemp("without"), package=False)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture(scope="module")
+def with_package(shared_hub, tmp_path_factory):
+    worker = Worker(shared_hub.endpoint, tmp_path_factory.mktemp("with"), package=True)
+    yield worker
+    worker.close()

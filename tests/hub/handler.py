@@ -98,7 +98,8 @@ class Handler(BaseHTTPRequestHandler):
             return None
         if self.answer_fault == "drop-response":
             self.wfile.write(content[: len(content) // 2])
-            return self.reset()
+            self.close_connection = True
+            return None
         self.wfile.write(content)
         return None
 

@@ -5,9 +5,10 @@ import json
 
 import httpx2
 import pytest
-from hub.faults import Fault
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+from hub.faults import Fault
 
 from .conftest import TOKEN
 

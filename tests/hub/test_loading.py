@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 from lighthubert_hf import LightHubertForCTC, LightHubertForPreTraining, Subnet
@@ -39,13 +39,12 @@ def unequal(supernet):
     return supernet.extract_subnet(Subnet(32, (2, 4), (64, 128)))
 
 
-def test_without_the_package(hub, model, unequal, supernet, run_python, config, tmp_path):
-    """One process for everything that needs the code from the repository."""
+def test_with_the_code_of_the_repository(shared_hub, model, unequal, supernet, config, without_package):
     old = push_model(model, REPO).oid
     push_model(unequal, REPO)
     push_model(supernet, "acme/supernet")
     push_model(LightHubertForPreTraining(config), "acme/pretraining")
-    output = run_python(
+    output = without_package.run(
         SUM
         + f"""
 import json
@@ -68,7 +67,7 @@ models = dict(latest=latest, pinned=pinned, hubert=hubert, supernet=supernet, sm
 print(json.dumps({{name: total(model, processor) for name, model in models.items()}}))
 """
     )
-    sums = json.loads(output.splitlines()[-1])
+    sums = json.loads(output)
     assert sums["latest"] == pytest.approx(expected(unequal), rel=1e-6)
     assert sums["pinned"] == pytest.approx(expected(model), rel=1e-6)
     assert sums["hubert"] == pytest.approx(expected(unequal), rel=1e-5)
@@ -76,57 +75,56 @@ print(json.dumps({{name: total(model, processor) for name, model in models.items
     assert sums["smallest"] == pytest.approx(expected(model), rel=1e-6)
 
 
-def test_with_the_package_no_flag_is_needed(hub, model, run_python):
-    push_model(model, REPO)
-    output = run_python(
+def test_with_the_package_no_flag_is_needed(shared_hub, model, with_package):
+    push_model(model, "acme/small")
+    output = with_package.run(
         SUM
-        + f"""
+        + """
 import lighthubert_hf
 from transformers import AutoFeatureExtractor, AutoModel, HubertModel
-processor = AutoFeatureExtractor.from_pretrained("{REPO}")
-model = AutoModel.from_pretrained("{REPO}")
+processor = AutoFeatureExtractor.from_pretrained("acme/small")
+model = AutoModel.from_pretrained("acme/small")
 assert type(model) is lighthubert_hf.LightHubertModel
-print(total(model, processor), total(HubertModel.from_pretrained("{REPO}"), processor))
-""",
-        package=True,
+print(total(model, processor), total(HubertModel.from_pretrained("acme/small"), processor))
+"""
     )
     sums = [float(number) for number in output.split()]
     assert sums == pytest.approx([expected(model)] * 2, rel=1e-6)
 
 
-def test_private_with_and_without_token(hub, model, run_python):
-    """As a plain HuBERT, so that no code is run; then without a token, then with the wrong one."""
-    push_model(model, REPO, private=True)
+@pytest.mark.parametrize("token", [False, "hf_TestOtherToken0123456789", "hf_TestWrongToken01234567890"])
+def test_a_private_model_without_the_token_or_with_another(shared_hub, model, without_package, token, tmp_path):
+    push_model(model, "acme/private", private=True)
     program = f"""
 from transformers import HubertModel
+def load(token):
+    return HubertModel.from_pretrained("acme/private", token=token, cache_dir={str(tmp_path)!r})
 try:
-    print("loaded", HubertModel.from_pretrained("{REPO}").config.hidden_size)
+    load({token!r})
 except OSError as error:
-    print("refused", error)
+    assert {str(token)!r} == "False" or {token!r} not in str(error)
+else:
+    raise AssertionError("loaded")
+assert load({TOKEN!r}).config.hidden_size == 16
 """
-    assert run_python(program).split()[0] == "loaded"
-    hub.requests.clear()
-    for token in (None, "hf_TestOtherToken0123456789", "hf_TestWrongToken01234567890"):
-        output = run_python(program + "import shutil, os; shutil.rmtree(os.environ['HF_HOME'])", token=token)
-        assert output.split()[0] == ("loaded" if token is None else "refused"), output
-        # The first of these still has the cache of the run before, but no answer other than a refusal from the server.
-        assert {status for request, status in hub.requests if "/acme/light" in request} <= {401, 404}
+    without_package.run(program)
 
 
-def test_examples_of_the_card_run_as_they_stand(hub, model, run_python, tmp_path):
+def test_examples_of_the_card_run_as_they_stand(shared_hub, model, with_package, without_package, tmp_path):
     save_model_folder(model, tmp_path / "model")
-    push_folder(tmp_path / "model", REPO)
-    card = hub.files(REPO)["README.md"].decode()
-    with_package, *without = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    push_folder(tmp_path / "model", "acme/examples")
+    card = shared_hub.files("acme/examples")["README.md"].decode()
+    with_code, *without_code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     wav = "import numpy\nwav = numpy.zeros(800, dtype='float32')\nwav[400] = 1\n"
     check = "\nassert output.shape[-1] == 16\n"
-    assert "import lighthubert_hf" in with_package
-    run_python(wav + with_package + check, package=True)
-    assert len(without) == 2
-    run_python(wav + check.join(without) + check)
+    assert "import lighthubert_hf" in with_code
+    with_package.run(wav + with_code + check)
+    assert len(without_code) == 2
+    for example in without_code:
+        without_package.run(wav + example + check)
 
 
-def test_recognition_with_its_tokenizer(hub, config, run_python, tmp_path):
+def test_recognition_with_its_tokenizer(shared_hub, config, without_package, tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(["<pad>", "<unk>", "|", "a", "b"])}))
     processor = Wav2Vec2Processor(
         feature_extractor=Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True),
@@ -134,20 +132,22 @@ def test_recognition_with_its_tokenizer(hub, config, run_python, tmp_path):
     )
     ctc = LightHubertForCTC(config)
     with torch.no_grad():
-        ctc.lm_head.bias.copy_(torch.tensor([0.0, 0, 0, 9, 0] + [0] * (config.vocab_size - 5)))
-    push_model(ctc.extract_subnet(ctc.search_space.smallest()), REPO, processor=processor)
-    card = hub.files(REPO)["README.md"].decode()
-    without = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[1]
-    output = run_python(f"import numpy\nwav = numpy.ones(800, dtype='float32')\n{without}\nprint(output)")
+        ctc.lm_head.weight.zero_()
+        ctc.lm_head.bias.copy_(torch.arange(config.vocab_size) == 3)
+    push_model(ctc.extract_subnet(ctc.search_space.smallest()), "acme/ctc", processor=processor)
+    card = shared_hub.files("acme/ctc")["README.md"].decode()
+    example = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    output = without_package.run(f"import numpy\nwav = numpy.ones(800, dtype='float32')\n{example}\nprint(output)")
     assert output.strip() == "['a']"
 
 
-def test_a_download_that_breaks_off_is_resumed(hub, model):
-    push_model(model, REPO)
-    size = len(hub.files(REPO)["model.safetensors"])
-    fault = hub.faults.add("GET /large/", "drop-response", times=1)
-    path = HfApi(token=TOKEN).hf_hub_download(REPO, "model.safetensors")
+def test_a_download_that_breaks_off_is_resumed(shared_hub, model, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # else it is thrown away and begun anew
+    push_model(model, "acme/resumed")
+    whole = shared_hub.files("acme/resumed")["model.safetensors"]
+    fault = shared_hub.faults.add("GET /large/", "drop-response", times=1)
+    path = HfApi(token=TOKEN).hf_hub_download("acme/resumed", "model.safetensors")
     assert fault.times == 0
-    assert ("GET", 206) in [(request.split()[0], status) for request, status in hub.requests if "/large/" in request]
+    assert any("GET /large/" in request and status == 206 for request, status in shared_hub.requests)
     with open(path, "rb") as file:
-        assert len(file.read()) == size
+        assert file.read() == whole

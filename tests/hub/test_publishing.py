@@ -15,7 +15,8 @@ from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec
 from lighthubert_hf import LightHubertForCTC
 from lighthubert_hf.model_card import CardFacts
 from lighthubert_hf.model_folder import save_model_folder
-from lighthubert_hf.publishing import PublishingError, push_folder, push_model
+from lighthubert_hf.publishing import push_folder, push_model
+from lighthubert_hf.upload import PublishingError
 
 from .conftest import ACCOUNTS, TOKEN
 

@@ -15,8 +15,8 @@ class ArmHubertObjective(Objective):
        \qquad y_{l,t} = \begin{cases} f_l(x)_t & t \text{ masked} \\ f_l(\tilde{x})_t & \text{else} \end{cases} $$
 
     The student sees masked audio \(\tilde{x}\). Where it cannot hear, it learns from the teacher that can (\(f(x)\));
-    where it can, from the teacher that sees the same masks (\(f(\tilde{x})\)). One linear map \(A_l\) per teacher layer;
-    \(\alpha\) is `last_layer_weight` for the last layer and `other_layers_weight` for the others.
+    where it can, from the teacher that sees the same masks (\(f(\tilde{x})\)). One linear map \(A_l\) per teacher
+    layer; \(\alpha\) is `last_layer_weight` for the last layer and `other_layers_weight` for the others.
     """
 
     def __init__(

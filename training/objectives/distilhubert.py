@@ -15,8 +15,8 @@ class DistilHubertObjective(Objective):
     $$ \mathcal{L} = \frac{1}{T} \sum_t \sum_{l \in S} \Big( \frac{1}{D} \lVert W_l z_t - y_{l,t} \rVert_1
        - \lambda \log \sigma(\cos(W_l z_t, y_{l,t})) \Big) $$
 
-    \(S\) = `layers` of the teacher; \(z\) the student's last hidden state, \(W_l\) one linear head per layer. The paper
-    masks nothing: leave the recipe's `masking` empty.
+    \(S\) = `layers` of the teacher; \(z\) the student's last hidden state, \(W_l\) one linear head per layer. The
+    paper masks nothing: leave the recipe's `masking` empty.
     """
 
     def __init__(self, settings: DistilHubertObjectiveSection, target_size: int, hidden_size: int):

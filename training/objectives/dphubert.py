@@ -16,8 +16,8 @@ class DPHubertObjective(Objective):
        \frac{1}{D} \lVert A_{g(l)} h_{l,t} - y_{l,t} \rVert_1 - \lambda \cos(A_{g(l)} h_{l,t}, y_{l,t}) \Big) $$
 
     \(S\) are the teacher's layers in `layer_groups` (0 is the first layer's input), \(g(l)\) the group of \(l\); the
-    layers of a group share one linear map \(A\), which starts as the identity. The published loss masks nothing: leave the
-    recipe's `masking` empty. A student of another depth is read at the same share of its layers.
+    layers of a group share one linear map \(A\), which starts as the identity. The published loss masks nothing: leave
+    the recipe's `masking` empty. A student of another depth is read at the same share of its layers.
     """
 
     def __init__(

@@ -1,0 +1,170 @@
+"""`lighthubert convert`: recognise a checkpoint, convert it, verify the result, and only then put it in its place."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lighthubert_hf import SearchSpace, Subnet
+from lighthubert_hf.model_folder import written_beside
+
+from .checkpoint_reading import folder_weights, read_torch_file, torch_weights
+from .checkpoint_writing import check_free, file_written_beside
+from .errors import ConversionError, first_line, listed
+from .huggingface import layout_family
+from .original import layout_original
+from .original_writing import layout_supernet, write_original
+from .sources import resolve
+from .spaces import read_space
+from .supernet import Layout, write_supernet
+from .verification import (
+    Outputs,
+    family_outputs,
+    largest_difference,
+    original_forward,
+    probe_waveform,
+    supernet_outputs,
+)
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did.
+
+    Args:
+        source, output: from where to where.
+        kind: what the source is, in words.
+        num_parameters: numbers in the weights written.
+        dropped: weights left out on purpose, by the source's names.
+        notes: what else the reader should know.
+        verified: the subnets whose outputs were compared; empty without verification.
+        max_difference: the largest absolute difference found.
+    """
+
+    source: str
+    output: str
+    kind: str
+    num_parameters: int
+    dropped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    verified: tuple[str, ...] = ()
+    max_difference: float | None = None
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{self.kind}: {self.source} → {self.output} ({self.num_parameters / 1e6:.2f}M parameters)"]
+        if self.dropped:
+            lines.append(f"left out on purpose: {listed(self.dropped)}")
+        lines += self.notes
+        if self.max_difference is None:
+            lines.append("not verified")
+        else:
+            names = ", ".join(self.verified)
+            lines.append(f"verified on audio ({names}): largest difference {self.max_difference:.2g}")
+        return "\n".join(lines)
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    *,
+    search_space: SearchSpace | Mapping | str | Path | None = None,
+    to_original: bool = False,
+    importance_sorting: bool = False,
+    verify: bool = True,
+    revision: str | None = None,
+) -> ConversionReport:
+    """Convert a checkpoint to a supernet folder, or a supernet folder back to a checkpoint of the original.
+
+    Args:
+        source: a `.pt` of the original or of fairseq's pre-trained HuBERT; a folder of transformers' HuBERT, wav2vec
+            2.0 or WavLM; with `to_original` a supernet folder; or one of these on the Hub, as `owner/name[:file]`.
+        output: the folder, or with `to_original` the file, to write. It must not exist yet (an empty folder may).
+        search_space: the supernet's space or a file that holds it; by default what the checkpoint says.
+        to_original: write the original's format.
+        importance_sorting: put important heads and FFN units first. The largest subnet's function stays as it is.
+        verify: compare the result's outputs with the source's on audio, before it is put in its place.
+        revision: branch, tag or commit, for a source on the Hub.
+
+    Raises:
+        FileNotFoundError, ConversionError: with one line that says why. Nothing is left behind.
+    """
+    output = Path(output)
+    if to_original and (search_space is not None or importance_sorting):
+        raise ConversionError(
+            "to_original writes a supernet as it is; search_space and importance_sorting do not apply"
+        )
+    check_free(output)
+    space = None if search_space is None else read_space(search_space)
+    path = resolve(source, revision)
+    try:
+        if to_original:
+            return _to_original(path, output, str(source), verify)
+        return _to_supernet(path, output, str(source), space, importance_sorting, verify)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ConversionError(f"{output} cannot be written: {first_line(error)}; nothing was left behind") from None
+
+
+def _to_supernet(
+    path: Path, output: Path, source: str, space: SearchSpace | None, importance_sorting: bool, verify: bool
+) -> ConversionReport:
+    if path.is_dir():
+        layout, cfg = layout_family(path, space), None
+    else:
+        layout, cfg = layout_original(path, space)
+    if importance_sorting:
+        layout = layout.sorted_by_importance()
+    with written_beside(output) as new:
+        num_parameters = write_supernet(layout, new)
+        subnets = _subnets_to_verify(layout, full_only=cfg is None or importance_sorting) if verify else {}
+        difference = _verify_supernet(new, layout, path, cfg, subnets) if verify else None
+    return ConversionReport(
+        source, str(output), layout.kind, num_parameters, layout.dropped, layout.notes, tuple(subnets), difference
+    )
+
+
+def _subnets_to_verify(layout: Layout, full_only: bool) -> dict[str, Subnet]:
+    """The full weights where only they have a counterpart in the source, else the extremes and the default."""
+    space = SearchSpace.from_dict(layout.config.search_space)
+    if full_only:
+        largest = space.largest() if layout.rearranged else layout.config.architecture
+        return {"the largest subnet" if layout.rearranged else "the full model": largest}
+    default = Subnet.from_dict(layout.config.default_subnet)
+    return {"smallest": space.smallest(), "default": default, "largest": space.largest()}
+
+
+def _verify_supernet(
+    folder: Path, layout: Layout, path: Path, cfg: Mapping | None, subnets: Mapping[str, Subnet]
+) -> float:
+    wave = probe_waveform()
+    if cfg is None:
+        reference = [family_outputs(path, wave)]
+    else:
+        reference = [original_forward(_single_precision(layout.weights), cfg, s, wave) for s in subnets.values()]
+    found = supernet_outputs(folder, subnets.values(), folder_weights(folder), wave)
+    return _compare(found, reference, subnets)
+
+
+def _compare(found: list[Outputs], reference: list[Outputs], subnets: Mapping[str, Subnet]) -> float:
+    return max(largest_difference(ours, theirs, name) for ours, theirs, name in zip(found, reference, subnets))
+
+
+def _single_precision(weights: Mapping):
+    return lambda name: weights[name].float()
+
+
+def _to_original(folder: Path, output: Path, source: str, verify: bool) -> ConversionReport:
+    layout = layout_supernet(folder)
+    with file_written_beside(output) as new:
+        cfg, num_parameters = write_original(layout, new)
+        subnets = _subnets_to_verify(layout, full_only=False) if verify else {}
+        difference = None
+        if verify:
+            read_torch_file(new)
+            written, wave = _single_precision(torch_weights(new, "model")), probe_waveform()
+            found = [original_forward(written, cfg, subnet, wave) for subnet in subnets.values()]
+            difference = _compare(found, supernet_outputs(folder, subnets.values(), layout.weights, wave), subnets)
+    return ConversionReport(source, str(output), layout.kind, num_parameters, (), (), tuple(subnets), difference)

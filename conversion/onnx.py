@@ -1,0 +1,238 @@
+"""A static model as ONNX, checked with onnxruntime against PyTorch. Needs the `onnx` extra."""
+
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lighthubert_hf import LightHubertForCTC, LightHubertForSequenceClassification, LightHubertModel
+
+from .checkpoint_reading import read_json
+from .checkpoint_writing import file_written_beside
+from .errors import ConversionError, first_line, listed
+from .verification import TOLERANCE, probe_waveform
+
+# Classes that are exported, and the output that is.
+_OUTPUTS = {
+    LightHubertModel: "last_hidden_state",
+    LightHubertForCTC: "logits",
+    LightHubertForSequenceClassification: "logits",
+}
+
+_INPUTS = ("input_values", "attention_mask")
+_MAX_SAMPLES = 16000 * 60 * 60
+# An hour at most; two frames at least, because torch.export makes a special case of one. The file computes that too.
+_MIN_SAMPLES = 720
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What an export did.
+
+    Args:
+        output: the file.
+        num_bytes: its size.
+        int8: whether the weights of its matrix products are 8-bit integers.
+        checked: the batches compared with PyTorch, `(batch_size, samples)`.
+        max_difference: the largest absolute difference found, over valid frames.
+        relative_error: norm of all differences over norm of PyTorch's outputs: the accuracy lost.
+        speed: time of the single-precision file over time of this one, measured here; `None` without `int8`.
+    """
+
+    output: str
+    num_bytes: int
+    int8: bool
+    checked: tuple[tuple[int, int], ...]
+    max_difference: float
+    relative_error: float
+    speed: float | None = None
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        checked = ", ".join(f"{batch} × {samples / 16000:.2f} s" for batch, samples in self.checked)
+        lines = [
+            f"{self.output}: {self.num_bytes / 1e6:.1f} MB, inputs {' and '.join(_INPUTS)}",
+            f"compared with PyTorch on {checked}: largest difference {self.max_difference:.2g}, "
+            f"relative error {self.relative_error:.2g}",
+        ]
+        if self.speed is not None:
+            lines.append(f"int8 on this machine: {self.speed:.2f} times as fast as the same model in single precision")
+        return "\n".join(lines)
+
+
+class _OneOutput(nn.Module):
+    """The model as a function of two tensors."""
+
+    def __init__(self, model: nn.Module, output: str):
+        super().__init__()
+        self.model, self.output = model, output
+
+    def forward(self, input_values: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return getattr(self.model(input_values, attention_mask), self.output)
+
+
+def export_onnx(model_folder: str | Path, output: str | Path, *, int8: bool = False) -> OnnxReport:
+    """Export a static model, with batch size and length left open, and compare it with PyTorch at several of each.
+
+    Args:
+        model_folder: an extracted subnet, bare or with a CTC or classification head.
+        output: the file to write; must not exist yet.
+        int8: quantise the weights of the matrix products, dynamically. What that costs and gains is measured.
+
+    Raises:
+        ImportError: without the `onnx` extra.
+        FileNotFoundError, ConversionError: if there is no such model, or the file computes something else.
+    """
+    _need_packages()
+    folder, output = Path(model_folder), Path(output)
+    model, name = _load(folder)
+    batches = _batches(model)
+    with file_written_beside(output) as new, tempfile.TemporaryDirectory(dir=output.parent) as scratch:
+        exact = Path(scratch, "exact.onnx") if int8 else new
+        _export(_OneOutput(model, name), batches[0], exact, name)
+        worst, relative = _compare(model, name, exact, batches)
+        if not relative <= TOLERANCE:
+            raise ConversionError(f"the exported {name} differs from PyTorch's by {worst:.2g}; nothing was written")
+        speed = None
+        if int8:
+            _quantise(exact, new)
+            worst, relative = _compare(model, name, new, batches)
+            speed = _speed(exact, new, batches[0])
+        size = new.stat().st_size
+    return OnnxReport(
+        output=str(output),
+        num_bytes=size,
+        int8=int8,
+        checked=tuple(tuple(values.shape) for values, _ in batches),
+        max_difference=worst,
+        relative_error=relative,
+        speed=speed,
+    )
+
+
+def _need_packages() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"exporting to ONNX needs {error.name}; install it with: pip install 'lighthubert-hf[onnx]'"
+        ) from None
+
+
+def _load(folder: Path) -> tuple[nn.Module, str]:
+    """The model in `folder` and the name of its output."""
+    data = read_json(folder / "config.json")
+    classes = {cls.__name__: cls for cls in _OUTPUTS}
+    architecture = (data.get("architectures") or ["LightHubertModel"])[0]
+    if data.get("model_type") != "lighthubert" or architecture not in classes:
+        raise ConversionError(
+            f"{folder} holds a {data.get('model_type')!r} model, {architecture}; exported are {listed(classes)}"
+        )
+    if data.get("search_space") is not None:
+        raise ConversionError(f"{folder} holds a supernet; extract a subnet and export that")
+    cls = classes[architecture]
+    model, info = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if missing := info["missing_keys"]:
+        raise ConversionError(f"{folder} lacks weights: {listed(map(str, missing))}")
+    return model.eval(), _OUTPUTS[cls]
+
+
+def _batches(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Audio and masks of different batch sizes and lengths, with padding and without, down to a single frame."""
+    batches = []
+    for batch, samples in ((2, 16000), (3, 23456), (1, 7000), (1, 400)):
+        values = probe_waveform(samples / 16000).roll(samples // 3, 1).repeat(batch, 1)
+        values = values * torch.linspace(1, 0.5, batch)[:, None]
+        mask = torch.ones(batch, samples, dtype=torch.long)
+        mask[1:, samples // 2 :] = 0
+        batches.append((values * mask, mask))
+    return batches
+
+
+def _export(model: nn.Module, example: tuple[torch.Tensor, torch.Tensor], path: Path, name: str) -> None:
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    samples = torch.export.Dim("samples", min=_MIN_SAMPLES, max=_MAX_SAMPLES)
+    try:
+        with warnings.catch_warnings(), _quiet("torch.onnx"):
+            warnings.simplefilter("ignore")  # about the exporter's own insides
+            program = torch.onnx.export(
+                model,
+                example,
+                dynamo=True,
+                dynamic_shapes=[{0: batch, 1: samples}] * 2,
+                input_names=list(_INPUTS),
+                output_names=[name],
+                verbose=False,
+            )
+            program.save(path, external_data=False)
+    except OSError:
+        raise
+    except Exception as error:  # the exporter's errors have no common class
+        raise ConversionError(f"the model cannot be exported: {first_line(error)}") from error
+
+
+@contextmanager
+def _quiet(logger: str):
+    logger = logging.getLogger(logger)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _quantise(exact: Path, path: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet("root"):  # it advises a pre-processing that the exporter has done already
+        quantize_dynamic(exact, path, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+
+
+def _session(path: Path):
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def _run(session, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    feed = {name: tensor.numpy() for name, tensor in zip(_INPUTS, batch)}
+    return torch.from_numpy(session.run(None, feed)[0])
+
+
+@torch.inference_mode()
+def _compare(model: nn.Module, name: str, path: Path, batches) -> tuple[float, float]:
+    """Largest absolute difference, and norm of all differences over that of PyTorch's outputs; valid frames only."""
+    session, worst, error, size = _session(path), 0.0, 0.0, 0.0
+    for values, mask in batches:
+        expected, found = getattr(model(values, mask), name), _run(session, (values, mask))
+        if expected.ndim == 3:
+            valid = model._get_feature_vector_attention_mask(expected.shape[1], mask)
+            expected, found = expected[valid], found[valid]
+        difference = found - expected
+        worst = max(worst, difference.abs().max().item())
+        error, size = error + difference.square().sum().item(), size + expected.square().sum().item()
+    return worst, (error / size) ** 0.5
+
+
+def _speed(exact: Path, int8: Path, batch: tuple[torch.Tensor, torch.Tensor], rounds: int = 7) -> float:
+    """How many times as fast `int8` is: medians of alternating runs."""
+    sessions, times = (_session(exact), _session(int8)), ([], [])
+    for round_ in range(rounds + 1):
+        for session, taken in zip(sessions, times):
+            start = time.perf_counter()
+            _run(session, batch)
+            if round_:  # the first run of each warms up
+                taken.append(time.perf_counter() - start)
+    return statistics.median(times[0]) / statistics.median(times[1])

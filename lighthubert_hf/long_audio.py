@@ -1,0 +1,118 @@
+"""Features of recordings of any length in bounded memory: the model runs over chunks with some context around each.
+
+With a sliding window in every layer an output frame depends on a bounded stretch of audio only. Given that much
+context on both sides, chunks give exactly what one forward over the whole recording would give. A layer with global
+attention sees everything, so there chunks are an approximation that gets better with more overlap.
+"""
+
+from collections.abc import Iterator
+from math import prod
+
+import torch
+
+from .feature_encoder import conv_output_lengths, receptive_field
+
+SAMPLING_RATE = 16_000
+APPROXIMATE_OVERLAP_SECONDS = 5.0
+
+
+def exact_context(model) -> int | None:
+    """Frames on either side of a frame that its features depend on, the front end aside; `None` if all of them.
+
+    The positional convolution reaches half its kernel, each layer that runs half its window.
+    """
+    model = model.base_model
+    windows = [model.config.layer_shapes[index].attention_window for index in model.encoder.active_layers]
+    if None in windows or model.config.feat_extract_norm == "group":
+        return None
+    return model.config.num_conv_pos_embeddings // 2 + sum(window // 2 for window in windows)
+
+
+def iterate_long_features(
+    model,
+    input_values: torch.Tensor,
+    chunk_seconds: float = 20.0,
+    overlap_seconds: float | None = None,
+    layer: int = -1,
+) -> Iterator[torch.Tensor]:
+    """The features of one recording, chunk by chunk, `(frames, hidden_size)` each; see [`extract_long_features`].
+
+    For writing features to disk as they come: an hour of one layer of the default `small` subnet is 276 MB.
+    """
+    model = model.base_model
+    waveform = _single_waveform(model, input_values)
+    hop, field = prod(model.config.conv_stride), receptive_field(model.config)
+    num_frames = conv_output_lengths(len(waveform), model.config)
+    chunk = int(chunk_seconds * SAMPLING_RATE / hop)
+    context = _context(model, overlap_seconds, hop)
+    if chunk < 1:
+        raise ValueError(f"chunk_seconds must be at least one frame ({hop / SAMPLING_RATE} s), got {chunk_seconds}")
+    for start in range(0, num_frames, chunk):
+        stop = min(start + chunk, num_frames)
+        first, last = max(0, start - context), min(stop + context, num_frames)
+        samples = waveform[first * hop : (last - 1) * hop + field]
+        with torch.no_grad():
+            outputs = model(samples[None].to(model.device), output_hidden_states=None if layer == -1 else layer)
+        features = outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
+        yield features[0, start - first : stop - first].to(waveform.device)
+
+
+def extract_long_features(
+    model,
+    input_values: torch.Tensor,
+    chunk_seconds: float = 20.0,
+    overlap_seconds: float | None = None,
+    layer: int = -1,
+) -> torch.Tensor:
+    """The features of one recording of any length: `(frames, hidden_size)`, on the device of `input_values`.
+
+    The memory needed beyond the recording and its features is that of one chunk with its overlap.
+
+    Args:
+        model ([`LightHubertModel`] or one with a head): in evaluation mode, on any device.
+        input_values (`torch.Tensor` of shape `(samples,)` or `(1, samples)`):
+            The 16 kHz waveform, normalised as a whole by the feature extractor.
+        chunk_seconds: new audio per forward.
+        overlap_seconds:
+            Context on either side of a chunk. By default as much as makes the result exact where every layer has a
+            sliding window ([`exact_context`]), else 5 seconds, which is an approximation.
+        layer: which of the hidden states to return; -1 is `last_hidden_state`.
+
+    Raises:
+        ValueError: for a batch, a recording without a frame, a model in training mode, or lengths that make no sense.
+    """
+    chunks = iterate_long_features(model, input_values, chunk_seconds, overlap_seconds, layer)
+    first = next(chunks)
+    features = first.new_empty(conv_output_lengths(input_values.shape[-1], model.config), first.shape[1])
+    features[: len(first)] = first
+    position = len(first)
+    for chunk in chunks:
+        features[position : position + len(chunk)] = chunk
+        position += len(chunk)
+    return features
+
+
+def _single_waveform(model, input_values: torch.Tensor) -> torch.Tensor:
+    if input_values.ndim not in (1, 2) or (input_values.ndim == 2 and len(input_values) != 1):
+        raise ValueError(
+            f"input_values must be one waveform, (samples,) or (1, samples), got {tuple(input_values.shape)}; "
+            "pass the recordings of a batch one by one"
+        )
+    waveform = input_values.flatten()
+    if len(waveform) < receptive_field(model.config):
+        raise ValueError(f"the recording has {len(waveform)} samples, one frame needs {receptive_field(model.config)}")
+    if model.training:
+        raise ValueError("the model is in training mode, where features are random; call model.eval() first")
+    return waveform
+
+
+def _context(model, overlap_seconds: float | None, hop: int) -> int:
+    """Frames of context on either side."""
+    if overlap_seconds is None:
+        exact = exact_context(model)
+        if exact is not None:
+            return exact
+        overlap_seconds = APPROXIMATE_OVERLAP_SECONDS
+    if overlap_seconds < 0:
+        raise ValueError(f"overlap_seconds must not be negative, got {overlap_seconds}")
+    return int(overlap_seconds * SAMPLING_RATE / hop)

@@ -1,0 +1,169 @@
+"""Distillation in processes of their own, with faults on demand: what the tests kill, pre-empt and poison.
+
+`run` starts them from a server process that has everything imported, so that a start costs a fork. As a script
+(`distill_worker.py RECIPE.yaml`) this is what the tests hand to a launcher.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import yaml
+
+# The start-up of the server: imported once, before it forks.
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["distill_worker", "lighthubert_hf.training.distill", "datasets", "soundfile"])
+
+
+def run(recipe, world_size: int = 1, **fault) -> list[int]:
+    """Distil `recipe` in `world_size` processes to their end and return their exit codes (negative: a signal)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    path = Path(recipe.output_dir).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    processes = [
+        _SERVER.Process(target=work, args=(str(path), rank, world_size, port), kwargs=fault)
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode is not None, "a process hangs"
+    return [process.exitcode for process in processes]
+
+
+def fingerprints(recipe, world_size: int = 1) -> list[dict]:
+    """What each process of a finished run left: hashes of its weights and optimiser state, and its counters."""
+    folder = Path(recipe.output_dir)
+    return [json.loads((folder / f"fingerprint-{rank}.json").read_text()) for rank in range(world_size)]
+
+
+def work(path: str, rank: int = 0, world_size: int = 1, port: int = 0, **fault) -> None:
+    import torch
+
+    from lighthubert_hf.training import distill as module
+    from lighthubert_hf.training.recipe import load_recipe
+
+    torch.set_num_threads(1)
+    if world_size > 1 and port:
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(world_size),
+            LOCAL_WORLD_SIZE=str(world_size),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
+    recipe = load_recipe(path)
+    for name, value in fault.items():
+        globals()[f"_{name}"](module, rank, value)
+
+    class Run(module._Run):
+        def finish(self, final):
+            _leave_fingerprint(module, self, rank)
+            return super().finish(final)
+
+    module._Run = Run
+    module.distill(recipe, show_progress=False)
+
+
+def _leave_fingerprint(module, run, rank: int) -> None:
+    tensors = {name: parameter.detach() for name, parameter in run.model.student.named_parameters()}
+    tensors |= module.flatten_optimizer(run.optimizer.optimizer, run.parameter_names)
+    hashes = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
+    path = Path(run.recipe.output_dir) / f"fingerprint-{rank}.json"
+    path.write_text(json.dumps({"hashes": hashes, "step": run.state.step, "skipped": run.state.skipped_steps}))
+
+
+def _before_step(module, action) -> None:
+    original = module.TrainingStep.run
+
+    def patched(self, step, batches, *args):
+        action(step, batches)
+        return original(self, step, batches, *args)
+
+    module.TrainingStep.run = patched
+
+
+def _kill_at_step(module, rank, step) -> None:
+    _before_step(module, lambda s, _: os.kill(os.getpid(), signal.SIGKILL) if s == step else None)
+
+
+def _terminate_at_step(module, rank, value) -> None:
+    bad_rank, step = value
+    _before_step(module, lambda s, _: os.kill(os.getpid(), signal.SIGTERM) if (rank, s) == (bad_rank, step) else None)
+
+
+def _poison(module, rank, value) -> None:
+    """An infinite sample in one step of one process."""
+    bad_rank, step = value
+
+    def action(s, batches):
+        if (rank, s) == (bad_rank, step):
+            batches[0]["input_values"][0, 0] = float("inf")
+
+    _before_step(module, action)
+
+
+def _data_ends(module, rank, value) -> None:
+    """Each process has only so many batches."""
+    numbers, taken = value, []
+    original = module._take
+
+    def patched(batches, number, state):
+        if len(taken) >= numbers[rank]:
+            return [], state
+        taken.append(1)
+        return original(batches, number, state)
+
+    module._take = patched
+
+
+def _record_batches(module, rank, folder) -> None:
+    import torch
+
+    _before_step(module, lambda step, batches: torch.save(batches, f"{folder}/batches-{step}-{rank}.pt"))
+
+
+def _replay_batches(module, rank, folder) -> None:
+    """The batches that two processes recorded, instead of one's own."""
+    import torch
+
+    def action(step, batches):
+        recorded = [torch.load(f"{folder}/batches-{step}-{r}.pt", weights_only=True) for r in range(2)]
+        batches[:] = [batch for share in recorded for batch in share]
+
+    _before_step(module, action)
+
+
+def _kill_in_save(module, rank, event) -> None:
+    """SIGKILL instead of the `event`-th thing that is done to the disk below `checkpoints/`."""
+    from lighthubert_hf.training import checkpoint
+
+    happened = []
+
+    def count(*_) -> None:
+        happened.append(1)
+        if len(happened) == event:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def hook(name, arguments) -> None:
+        if name in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
+            writes = name != "open" or arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            if writes and "checkpoints" in str(arguments[0]):
+                count()
+
+    sys.addaudithook(hook)
+    save = checkpoint.save_file  # written by Rust, unheard by Python's auditing
+    checkpoint.save_file = lambda *args, **kwargs: (count(), save(*args, **kwargs))
+
+
+if __name__ == "__main__":
+    work(sys.argv[1], int(os.environ.get("RANK", 0)))

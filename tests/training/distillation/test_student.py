@@ -1,0 +1,98 @@
+"""Students from every kind of start."""
+
+import pytest
+import torch
+from conftest import TINY_SPACE
+from conftest_models import make_encoder
+
+from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, Subnet
+from lighthubert_hf.training.recipe import StudentSection
+from lighthubert_hf.training.student import build_student
+
+
+def build(teacher=None, seed=0, **settings):
+    return build_student(StudentSection(**settings), teacher or make_encoder("hubert"), seed)
+
+
+@pytest.mark.parametrize("family", ["hubert", "wav2vec2", "hubert-pre-norm"])
+@pytest.mark.parametrize("norm", ["layer", "group"])
+@torch.no_grad()
+def test_from_the_teacher_the_largest_subnet_is_the_teacher(family, norm):
+    teacher = make_encoder(family, feat_extract_norm=norm)
+    student = build(teacher, search_space=TINY_SPACE).eval()
+    student.set_active_subnet(student.search_space.largest())
+    audio = torch.randn(2, 4000)
+    torch.testing.assert_close(
+        student.lighthubert(audio).last_hidden_state, teacher(audio).last_hidden_state, atol=1e-5, rtol=1e-4
+    )
+    assert student.config.layerdrop == student.config.attention_dropout == 0.0
+    assert student.config.ctc_zero_infinity
+
+
+@pytest.mark.parametrize("family", ["wavlm", "data2vec-audio"])
+def test_other_families_teach_but_do_not_lend_their_weights(family):
+    with pytest.raises(ValueError, match=r"weights do not fit.*student\.init=random"):
+        build(make_encoder(family), search_space=TINY_SPACE)
+    positions = {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 4}
+    student = build(make_encoder(family), init="random", search_space=TINY_SPACE, config=positions)
+    assert student.config.target_size == 32
+
+
+def test_another_size_than_the_teachers():
+    config = {"hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 96}
+    student = build(init="random", config=config)
+    assert student.search_space is None
+    assert student(torch.randn(1, 4000)).predictions.shape[-1] == 32
+    with pytest.raises(ValueError, match=r"changes the shape.*student\.init=random"):
+        build(config=config)
+
+
+def test_random_students_depend_on_the_seed_alone():
+    weights = [build(init="random", seed=seed).prediction_head.weight for seed in (1, 1, 2)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_from_a_folder_with_another_space_and_another_teacher(tmp_path):
+    first = build(search_space=TINY_SPACE)
+    first.save_pretrained(tmp_path / "stage1")
+    smaller = TINY_SPACE | {"hidden_size": [16, 24]}
+    second = build(init=str(tmp_path / "stage1"), search_space=smaller)
+    assert second.search_space.hidden_size == (16, 24)
+    assert second.config.hidden_size == 32
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    # Without a space given, the stored one; with a wider teacher, a new head.
+    third = build(make_encoder("hubert", hidden_size=64, num_attention_heads=4), init=str(tmp_path / "stage1"))
+    assert third.search_space == first.search_space
+    assert third.prediction_head.weight.shape == (64, 32)
+    assert torch.equal(third.lighthubert.masked_spec_embed, first.lighthubert.masked_spec_embed)
+    first.lighthubert.save_pretrained(tmp_path / "bare")
+    fourth = build(init=str(tmp_path / "bare"))
+    assert torch.equal(fourth.lighthubert.masked_spec_embed, first.lighthubert.masked_spec_embed)
+
+
+def test_a_chosen_subnet_is_extracted(tmp_path):
+    subnet = {"hidden_size": 16, "num_attention_heads": [1, 2], "intermediate_size": [16, 32]}
+    student = build(search_space=TINY_SPACE, subnet=subnet)
+    assert isinstance(student, LightHubertForPreTraining)
+    assert student.search_space is None
+    assert student.active_subnet == Subnet(**subnet)
+    assert build(search_space=TINY_SPACE, subnet="smallest").config.hidden_size == 16
+    with pytest.raises(ValueError, match="static; remove it"):
+        build(subnet="largest")
+    student.save_pretrained(tmp_path / "static")
+    assert LightHubertModel.from_pretrained(tmp_path / "static").config.hidden_size == 16
+
+
+def test_mistakes(tmp_path):
+    with pytest.raises(ValueError, match="no field 'hiden_size'; did you mean 'hidden_size'"):
+        build(config={"hiden_size": 3})
+    with pytest.raises(ValueError, match="the student's config does not work"):
+        build(search_space=TINY_SPACE | {"hidden_size": [64]})
+    with pytest.raises(FileNotFoundError, match="neither 'teacher', 'random', nor a folder"):
+        build(init=str(tmp_path / "nothing"))
+    make_encoder("hubert").save_pretrained(tmp_path / "hubert")
+    with pytest.raises(ValueError, match="is a hubert model, not a LightHuBERT"):
+        build(init=str(tmp_path / "hubert"))
+    with pytest.raises(ValueError, match=r"the student's config does not work.*'hidden_size'"):
+        build(init="random", config={"hidden_size": "wide"})

@@ -1,0 +1,84 @@
+"""What is read from inside teachers of every family."""
+
+import pytest
+import torch
+from conftest_models import FAMILIES, make_encoder
+from torch.nn import functional as F
+from transformers import BertConfig, BertModel
+
+from lighthubert_hf.training.recipe import TeacherSection
+from lighthubert_hf.training.teacher import Teacher, TeacherRequest, load_encoder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_layer_results_are_the_ffn_outputs_before_dropout_residual_and_norm(family):
+    model = make_encoder(family)
+    teacher = Teacher(model, TeacherRequest(layer_results=(1, 2), hidden_states=(0, 3)))
+    audio = torch.randn(2, 4000)
+    output = teacher(audio)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    states = model(audio, output_hidden_states=True).hidden_states
+    for index in (0, 3):
+        torch.testing.assert_close(output.hidden_states[index], states[index])
+    for index in (1, 2):
+        layer = model.encoder.layers[index]
+        # Recomputed from what goes into the FFN.
+        captured = {}
+        hook = layer.feed_forward.register_forward_hook(lambda _m, inputs, _o, c=captured: c.update(x=inputs[0]))
+        model(audio)
+        hook.remove()
+        ffn = layer.feed_forward
+        hidden = F.gelu(F.linear(captured["x"], ffn.intermediate_dense.weight, ffn.intermediate_dense.bias))
+        expected = F.linear(hidden, ffn.output_dense.weight, ffn.output_dense.bias)
+        torch.testing.assert_close(output.layer_results[index], expected)
+
+
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_padding_does_not_change_what_the_teacher_says(norm):
+    teacher = Teacher(
+        make_encoder("hubert", feat_extract_norm=norm), TeacherRequest(layer_results=(3,), hidden_states=(2,))
+    )
+    lengths = [4000, 2400, 4000, 3210]
+    audio, mask = torch.randn(4, 4000), torch.zeros(4, 4000, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        audio[row, length:] = 0
+        mask[row, :length] = 1
+    together = teacher(audio, mask)
+    for row, length in enumerate(lengths):
+        alone = teacher(audio[row : row + 1, :length])
+        frames = alone.layer_results[3].shape[1]
+        torch.testing.assert_close(together.layer_results[3][row, :frames], alone.layer_results[3][0])
+        torch.testing.assert_close(together.hidden_states[2][row, :frames], alone.hidden_states[2][0])
+
+
+def test_masks_use_the_teachers_own_embedding():
+    model = make_encoder("hubert", mask_time_prob=0.1)
+    teacher = Teacher(model, TeacherRequest(hidden_states=(0,), masked=True))
+    frames = teacher(torch.randn(2, 4000)).hidden_states[0].shape[1]
+    everything = torch.ones(2, frames + 1, dtype=torch.bool)  # one frame more than the teacher has is cut
+    one, other = (teacher(torch.randn(2, 4000), None, everything).hidden_states[0] for _ in range(2))
+    torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match="no mask embedding"):
+        Teacher(make_encoder("hubert", mask_time_prob=0.0), TeacherRequest(masked=True))
+
+
+def test_own_dtype(tiny_teacher):
+    encoder = load_encoder(TeacherSection(path=str(tiny_teacher), dtype="bfloat16"))
+    teacher = Teacher(encoder, TeacherRequest(layer_results=(0,)))
+    with torch.autocast("cpu", dtype=torch.float16):
+        output = teacher(torch.randn(1, 4000))
+    assert output.layer_results[0].dtype == torch.bfloat16
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(FileNotFoundError, match="cannot be loaded; give a Hub id or a folder"):
+        load_encoder(TeacherSection(path=str(tmp_path / "nothing")))
+    with pytest.raises(ValueError, match=r"teacher\.random_config makes no HuBERT"):
+        load_encoder(TeacherSection(random_config={"hidden_size": "wide"}))
+    with pytest.raises(ValueError, match="asks for layer 9, the teacher has layers 1 to 4"):
+        Teacher(make_encoder("hubert"), TeacherRequest(layer_results=(8,)))
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    text_encoder = BertModel(BertConfig(vocab_size=9, **sizes))
+    with pytest.raises(ValueError, match="a BertModel cannot teach"):
+        Teacher(text_encoder, TeacherRequest())

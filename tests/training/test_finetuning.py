@@ -1,0 +1,452 @@
+"""From a recipe to a recogniser: every kind of start, freezing, resuming, early stopping, adapters, publishing."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCTC, HubertConfig, HubertModel, pipeline
+
+from lighthubert_hf import LightHubertForCTC, LightHubertModel
+from lighthubert_hf.training import finetuning
+from lighthubert_hf.training.ctc_model import Thawing, build_ctc_model
+from lighthubert_hf.training.ctc_recipe import CtcRecipe, FreezingSection, PretrainedSection
+from lighthubert_hf.training.ctc_trainer import CtcTrainer, last_complete_checkpoint
+from lighthubert_hf.training.finetuning import finetune_ctc
+from lighthubert_hf.training.labelled_speech import read_examples
+from lighthubert_hf.training.sources import AudioSource
+from lighthubert_hf.training.synthetic_speech import synthesise_corpus
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 64,
+    "conv_dim": [16] * 7,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 4,
+}
+HEAD = {"vocab_size": 20, "pad_token_id": 0}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("speech") / "corpus"
+    synthesise_corpus(folder, minutes=0.5, held_out_minutes=0.2, num_shards=2)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def supernet(tmp_path_factory, make_model):
+    folder = tmp_path_factory.mktemp("models") / "supernet"
+    make_model(LightHubertModel).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def hubert(tmp_path_factory):
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("models") / "hubert"
+    config = {key: value for key, value in TINY.items() if key != "head_dim"}
+    HubertModel(HubertConfig(**config, feat_extract_norm="layer")).save_pretrained(folder)
+    return str(folder)
+
+
+def make_recipe(corpus, output, **changes):
+    """A recipe of two steps; `changes` replace keys inside its sections."""
+    sources = [{"path": corpus, "text_column": "text"}]
+    held_out = {"sentences": [{"path": corpus, "split": "test_sentences", "text_column": "text"}]}
+    data = {
+        "name": "test",
+        "output_dir": str(output),
+        "model": {"random_config": TINY, "dropout": 0.1},
+        "data": {"sources": sources, "evaluation": held_out, "batch_seconds": 20.0, "max_seconds": 10.0},
+        "freezing": {"freeze": "none"},
+        "optimizer": {"lr": 1e-3},
+        "training": {"steps": 2},
+    }
+    for section, values in changes.items():
+        data[section] = {**data.get(section, {}), **values} if isinstance(values, dict) else values
+    return CtcRecipe.model_validate(data)
+
+
+def weights(folder):
+    return AutoModelForCTC.from_pretrained(folder).state_dict()
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0, msg=name)
+
+
+class TestFinetuning:
+    def test_leaves_a_model_that_the_pipeline_runs_and_scores_of_every_set(self, corpus, tmp_path):
+        sets = {
+            name: [{"path": corpus, "split": split, "text_column": "text"}]
+            for name, split in (("sentences", "test_sentences"), ("voice", "test_voice"), ("again", "test_voice"))
+        }
+        metrics = finetune_ctc(make_recipe(corpus, tmp_path / "run", data={"evaluation": sets}), quiet=True)
+
+        assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
+        assert metrics["evaluation"].keys() == {"sentences", "voice", "again"}
+        assert all(math.isfinite(value) for scores in metrics["evaluation"].values() for value in scores.values())
+        assert metrics["training_minutes"] == pytest.approx(0.5, abs=0.06)
+        examples = read_examples(
+            [AudioSource(corpus, "test_voice", text_column="text")],
+            max_gigabytes=1,
+            description="",
+            progress=False,
+        )
+        assert metrics["evaluation"]["voice"]["examples"] == len(examples)
+        recogniser = pipeline("automatic-speech-recognition", metrics["model"])
+        assert isinstance(recogniser.model, LightHubertForCTC)
+        assert recogniser.type == "ctc"
+        assert isinstance(recogniser(examples[0].waveform.astype(np.float32))["text"], str)
+        assert not (tmp_path / "run" / "checkpoints").exists()
+
+    def test_learns(self, corpus, tmp_path):
+        changes = {"training": {"steps": 30}, "optimizer": {"lr": 5e-3}, "spec_augment": None}
+        short = finetune_ctc(
+            make_recipe(corpus, tmp_path / "short", **changes | {"training": {"steps": 1}}), quiet=True
+        )
+        long = finetune_ctc(make_recipe(corpus, tmp_path / "long", **changes), quiet=True)
+        loss = {name: run["evaluation"]["sentences"]["loss"] for name, run in (("short", short), ("long", long))}
+        assert loss["long"] < 0.9 * loss["short"]
+
+    def test_the_same_recipe_gives_the_same_model_and_another_seed_another(self, corpus, tmp_path):
+        runs = [finetune_ctc(make_recipe(corpus, tmp_path / name), quiet=True) for name in "ab"]
+        assert_equal(*(weights(run["model"]) for run in runs))
+        other = finetune_ctc(make_recipe(corpus, tmp_path / "c", seed=1), quiet=True)
+        assert not torch.equal(weights(runs[0]["model"])["lm_head.weight"], weights(other["model"])["lm_head.weight"])
+
+    def test_a_finished_model_is_not_overwritten(self, corpus, tmp_path):
+        recipe = make_recipe(corpus, tmp_path / "run")
+        finetune_ctc(recipe, quiet=True)
+        with pytest.raises(FileExistsError, match="choose another output_dir"):
+            finetune_ctc(recipe, quiet=True)
+
+    def test_labelled_minutes_take_the_same_part_for_the_same_seed(self, corpus):
+        def read(seed):
+            source = AudioSource(corpus, text_column="text")
+            return read_examples(
+                [source], minutes=0.2, shuffle_seed=seed, max_gigabytes=1, description="", progress=False
+            )
+
+        first, again, other = read(0), read(0), read(1)
+        assert [e.id for e in first] == [e.id for e in again] != [e.id for e in other]
+        assert 0.2 <= sum(len(e.waveform) for e in first) / 16000 / 60 < 0.3
+
+    def test_impossible_utterances_are_dropped_and_counted(self, corpus, tmp_path, monkeypatch):
+        read = finetuning.read_examples
+
+        def with_a_long_text(*args, **kwargs):
+            examples = read(*args, **kwargs)
+            if kwargs["description"] == "reading training speech":
+                object.__setattr__(examples[0], "text", "ab" * len(examples[0].waveform))
+            return examples
+
+        monkeypatch.setattr(finetuning, "read_examples", with_a_long_text)
+        metrics = finetune_ctc(make_recipe(corpus, tmp_path / "run"), quiet=True)
+        assert metrics["dropped"] == 1
+        assert math.isfinite(metrics["evaluation"]["sentences"]["loss"])
+
+    def test_more_speech_than_memory_is_streamed(self, corpus, tmp_path):
+        first = finetune_ctc(make_recipe(corpus, tmp_path / "first"), quiet=True)
+        small = {"memory_gb": 6e-4, "vocabulary": first["model"]}  # 18 of 30 s; the held-out 12 s fit
+        metrics = finetune_ctc(make_recipe(corpus, tmp_path / "streamed", data=small), quiet=True)
+        assert metrics["training_minutes"] is None
+        assert math.isfinite(metrics["evaluation"]["sentences"]["loss"])
+        with pytest.raises(ValueError, match=r"give data\.vocabulary"):
+            finetune_ctc(make_recipe(corpus, tmp_path / "without", data={"memory_gb": 6e-4}), quiet=True)
+
+    @pytest.mark.parametrize("checkpointing", [False, True])
+    def test_bf16_and_gradient_checkpointing(self, corpus, tmp_path, checkpointing):
+        training = {"mixed_precision": "bf16", "gradient_checkpointing": checkpointing}
+        metrics = finetune_ctc(make_recipe(corpus, tmp_path / "run", training=training), quiet=True)
+        assert math.isfinite(metrics["evaluation"]["sentences"]["loss"])
+        assert all(tensor.dtype == torch.float32 for tensor in weights(metrics["model"]).values())
+
+    def test_gradient_checkpointing_changes_nothing(self, corpus, tmp_path):
+        runs = [
+            finetune_ctc(
+                make_recipe(corpus, tmp_path / str(flag), training={"gradient_checkpointing": flag}), quiet=True
+            )
+            for flag in (False, True)
+        ]
+        first, second = (weights(run["model"]) for run in runs)
+        for name in first:
+            torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-6, msg=name)
+
+    def test_tensorboard(self, corpus, tmp_path):
+        logging = {"trackers": ["tensorboard"], "every": 1}
+        finetune_ctc(make_recipe(corpus, tmp_path / "run", logging=logging), quiet=True)
+        assert list((tmp_path / "run" / "logs").glob("events.*"))
+
+
+class TestStarts:
+    """What is trained: weights that come from somewhere, or random ones in the same architecture."""
+
+    @staticmethod
+    def build(**settings):
+        torch.manual_seed(0)
+        return build_ctc_model(PretrainedSection(**settings), config_changes=HEAD)
+
+    @pytest.mark.parametrize("choice", ["smallest", "default", "largest"])
+    def test_subnet_of_a_supernet(self, supernet, choice):
+        model = self.build(path=supernet, subnet=choice)
+        loaded = LightHubertModel.from_pretrained(supernet)
+        assert model.search_space is None
+        assert_equal(
+            model.lighthubert.state_dict(),
+            loaded.extract_subnet(getattr(loaded.search_space, choice)()).state_dict(),
+        )
+
+    def test_without_a_subnet_it_is_the_default_one(self, supernet):
+        assert_equal(self.build(path=supernet).state_dict(), self.build(path=supernet, subnet="default").state_dict())
+
+    def test_plain_hubert(self, hubert):
+        model = self.build(path=hubert)
+        assert_equal(model.hubert.state_dict(), HubertModel.from_pretrained(hubert).state_dict())
+
+    @pytest.mark.parametrize("kind", ["supernet", "hubert"])
+    def test_from_scratch_is_the_same_architecture_with_other_weights(self, kind, request):
+        path = request.getfixturevalue(kind)
+        model, control = self.build(path=path), self.build(path=path, from_scratch=True)
+        assert model.config.to_dict() == control.config.to_dict()
+        name = f"{model.base_model_prefix}.encoder.layers.0.attention.q_proj.weight"
+        assert not torch.equal(model.state_dict()[name], control.state_dict()[name])
+
+    def test_a_pretrained_start_is_what_training_begins_with(self, supernet, corpus, tmp_path):
+        recipe = make_recipe(
+            corpus, tmp_path / "run", model={"path": supernet, "random_config": None}, optimizer={"lr": 1e-12}
+        )
+        trained = weights(finetune_ctc(recipe, quiet=True)["model"])
+        start = self.build(path=supernet).state_dict()
+        name = "lighthubert.feature_projection.projection.weight"
+        torch.testing.assert_close(trained[name], start[name])
+
+    def test_the_head_is_kept_with_the_vocabulary_it_was_trained_for(self, corpus, tmp_path):
+        first = finetune_ctc(make_recipe(corpus, tmp_path / "first"), quiet=True)["model"]
+        changes = {"model": {"path": first, "random_config": None}, "optimizer": {"lr": 1e-12}}
+        kept = make_recipe(corpus, tmp_path / "kept", data={"vocabulary": first}, **changes)
+        new = make_recipe(corpus, tmp_path / "new", **changes)
+        head, kept_head, new_head = (
+            weights(folder)["lm_head.weight"]
+            for folder in (first, *(finetune_ctc(recipe, quiet=True)["model"] for recipe in (kept, new)))
+        )
+        torch.testing.assert_close(kept_head, head)
+        assert not torch.allclose(new_head, head, atol=1e-3)
+
+    def test_a_subnet_of_a_static_model_is_an_error(self, hubert):
+        with pytest.raises(ValueError, match=r"is static; remove it"):
+            self.build(path=hubert, subnet="smallest")
+
+    def test_missing_weights_are_an_error(self, hubert, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        state = load_file(Path(hubert) / "model.safetensors")
+        del state["encoder.layers.1.attention.q_proj.weight"]
+        save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        (tmp_path / "config.json").write_text((Path(hubert) / "config.json").read_text())
+        with pytest.raises(ValueError, match=r"lacks 1 weights .* encoder\.layers\.1\.attention\.q_proj\.weight"):
+            self.build(path=str(tmp_path))
+
+
+class TestFreezing:
+    def test_a_frozen_encoder_stays_as_it_is_and_the_head_learns(self, supernet, corpus, tmp_path):
+        model = {"path": supernet, "random_config": None}
+        recipe = make_recipe(corpus, tmp_path / "run", model=model, freezing={"freeze": "encoder"})
+        trained = weights(finetune_ctc(recipe, quiet=True)["model"])
+        start = TestStarts.build(path=supernet).state_dict()
+        encoder = [name for name in start if name.startswith("lighthubert.")]
+        assert_equal({name: trained[name] for name in encoder}, {name: start[name] for name in encoder})
+        assert trained["lm_head.bias"].abs().max() > 0  # it starts at zero
+
+    def test_a_frozen_front_end_stays_and_the_layers_learn(self, supernet, corpus, tmp_path):
+        model = {"path": supernet, "random_config": None}
+        recipe = make_recipe(corpus, tmp_path / "run", model=model, freezing={"freeze": "feature_encoder"})
+        trained, start = (
+            weights(finetune_ctc(recipe, quiet=True)["model"]),
+            TestStarts.build(path=supernet).state_dict(),
+        )
+        changed = {name for name in trained if name in start and trained[name].shape == start[name].shape}
+        changed = {name for name in changed if not torch.equal(trained[name], start[name])}
+        assert not any(".feature_extractor." in name for name in changed)
+        assert any(".layers.0." in name for name in changed)
+
+    def test_layers_thaw_from_the_top(self, supernet):
+        model = TestStarts.build(path=supernet, subnet="smallest")
+        model.freeze_feature_encoder()
+        thawing = Thawing(FreezingSection(head_only_steps=3, thaw_layers_every=2))
+
+        def trained(step):
+            class State:
+                global_step = step
+
+            if step == 0:
+                thawing.on_train_begin(None, State, None, model=model)
+            thawing.on_step_begin(None, State, None)
+            return {
+                part
+                for part in (
+                    "encoder.layers.0.",
+                    "encoder.layers.1.",
+                    "feature_projection",
+                    "feature_extractor",
+                    "lm_head",
+                )
+                if all(p.requires_grad for name, p in model.named_parameters() if part in name)
+            }
+
+        head = {"lm_head"}
+        assert model.config.num_hidden_layers == 2
+        assert [trained(step) for step in range(3)] == [head] * 3
+        top, bottom = "encoder.layers.1.", "encoder.layers.0."
+        assert [trained(step) for step in (3, 4)] == [head | {top}] * 2
+        assert [trained(step) for step in (5, 6)] == [head | {top, bottom}] * 2
+        assert trained(7) == head | {top, bottom, "feature_projection"}
+
+    def test_the_head_alone_learns_at_first(self, supernet, corpus, tmp_path):
+        def run(steps):
+            recipe = make_recipe(
+                corpus,
+                tmp_path / str(steps),
+                model={"path": supernet, "random_config": None},
+                freezing={"freeze": "none", "head_only_steps": 2},
+                training={"steps": steps},
+            )
+            return weights(finetune_ctc(recipe, quiet=True)["model"])
+
+        name = "lighthubert.encoder.layers.0.layer_norm.bias"
+        start = TestStarts.build(path=supernet).state_dict()[name]
+        assert torch.equal(run(2)[name], start)
+        assert not torch.equal(run(3)[name], start)
+
+
+class Killed(BaseException):
+    """As by the operating system: nothing cleans up after it."""
+
+
+class TestResume:
+    @staticmethod
+    def recipe(corpus, output, **changes):
+        return make_recipe(corpus, output, training={"steps": 6}, checkpoint={"every": 2, "keep": 2}, **changes)
+
+    @staticmethod
+    def run_until(step, recipe, **options):
+        """Run `recipe` until it is killed in `step`."""
+        train = CtcTrainer.training_step
+
+        def training_step(self, *args, **kwargs):
+            if self.state.global_step == step:
+                raise Killed
+            return train(self, *args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(CtcTrainer, "training_step", training_step)
+            with pytest.raises(Killed):
+                finetune_ctc(recipe, quiet=True, **options)
+
+    @pytest.mark.parametrize("streamed", [False, True])
+    def test_two_interruptions_change_nothing(self, corpus, tmp_path, streamed):
+        data = {}
+        if streamed:
+            vocabulary = finetune_ctc(make_recipe(corpus, tmp_path / "vocabulary"), quiet=True)["model"]
+            data = {"memory_gb": 6e-4, "vocabulary": vocabulary}
+        whole = finetune_ctc(self.recipe(corpus, tmp_path / "whole", data=data), quiet=True)
+        recipe = self.recipe(corpus, tmp_path / "broken", data=data)
+        self.run_until(3, recipe)
+        self.run_until(5, recipe, resume=True)
+        resumed = finetune_ctc(recipe, resume=True, quiet=True)
+        assert_equal(weights(whole["model"]), weights(resumed["model"]))
+        assert resumed["evaluation"] == whole["evaluation"]
+        assert resumed["steps"] == 6
+
+    def test_a_checkpoint_that_was_not_finished_is_passed_over(self, corpus, tmp_path):
+        recipe = self.recipe(corpus, tmp_path / "run")
+        self.run_until(3, recipe)
+        checkpoints = tmp_path / "run" / "checkpoints"
+        (checkpoints / "checkpoint-4").mkdir()
+        (checkpoints / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
+        assert last_complete_checkpoint(checkpoints).name == "checkpoint-2"
+        assert finetune_ctc(recipe, resume=True, quiet=True)["steps"] == 6
+
+    def test_another_recipe_is_refused(self, corpus, tmp_path):
+        self.run_until(3, self.recipe(corpus, tmp_path / "run"))
+        with pytest.raises(ValueError, match="the recipe differs in seed"):
+            finetune_ctc(self.recipe(corpus, tmp_path / "run", seed=1), resume=True, quiet=True)
+        with pytest.raises(FileExistsError, match="resume it"):
+            finetune_ctc(self.recipe(corpus, tmp_path / "run"), quiet=True)
+
+    def test_nothing_to_resume(self, corpus, tmp_path):
+        with pytest.raises(FileNotFoundError, match="nothing to resume"):
+            finetune_ctc(self.recipe(corpus, tmp_path / "run"), resume=True, quiet=True)
+
+
+def test_early_stopping_stops_and_keeps_the_best(corpus, tmp_path, monkeypatch):
+    evaluate, rates = CtcTrainer.evaluation_loop, iter([0.5, 0.3, 0.4, 0.3])
+
+    def evaluation_loop(self, *args, **kwargs):
+        output = evaluate(self, *args, **kwargs)
+        if self.is_in_train:
+            output.metrics["eval_cer"] = next(rates)
+        return output
+
+    monkeypatch.setattr(CtcTrainer, "evaluation_loop", evaluation_loop)
+    training = {"steps": 20, "evaluate_every": 2, "early_stopping_patience": 2}
+    metrics = finetune_ctc(make_recipe(corpus, tmp_path / "run", training=training), quiet=True)
+    assert metrics["steps"] == 8  # the second evaluation is the best, two more are no better
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert_equal(weights(metrics["model"]), weights(checkpoints / "checkpoint-4"))
+    assert len(list(checkpoints.iterdir())) <= 2
+
+
+def test_adapters_of_low_rank_are_merged(supernet, corpus, tmp_path):
+    pytest.importorskip("peft")
+    recipe = make_recipe(
+        corpus,
+        tmp_path / "run",
+        model={"path": supernet, "random_config": None, "subnet": "largest"},
+        lora={"rank": 2, "alpha": 64},
+        optimizer={"lr": 1e-2},
+        training={"steps": 4},
+    )
+    metrics = finetune_ctc(recipe, quiet=True)
+    trained = weights(metrics["model"])
+    start = TestStarts.build(path=supernet, subnet="largest").state_dict()
+    query = "lighthubert.encoder.layers.0.attention.q_proj.weight"
+    assert torch.linalg.matrix_rank(trained[query] - start[query], atol=1e-5) == 2
+    below = "lighthubert.feature_projection.projection.weight"
+    assert torch.equal(trained[below], start[below])
+    assert metrics["parameters"] == sum(tensor.numel() for tensor in trained.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"path": "x"}}, "exactly one of model.path and model.random_config"),
+        ({"data": {"synthetic_minutes": 1}}, "exactly one of data.sources and data.synthetic_minutes"),
+        ({"data": {"batch_seconds": 5.0}}, "must hold at least one utterance"),
+        ({"freezing": {"freeze": "encoder", "head_only_steps": 5}}, "never thaws"),
+        ({"lora": {}, "freezing": {"head_only_steps": 5}}, "remove freezing.head_only_steps"),
+        ({"training": {"early_stopping_patience": 1}}, "set training.evaluate_every"),
+        ({"decoding": {"language_model": "x"}}, "needs decoding.kind=beam"),
+        ({"training": {"stepps": 1}}, "Extra inputs are not permitted"),
+        (
+            {"training": {"evaluate_every": 4, "early_stopping_patience": 1}, "checkpoint": {"every": 6}},
+            "must be a multiple",
+        ),
+    ],
+)
+def test_recipes_that_make_no_sense(corpus, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_recipe(corpus, tmp_path, **changes)
+
+
+def test_sources_without_transcripts(corpus, tmp_path):
+    with pytest.raises(ValueError, match=r"set text_column"):
+        finetune_ctc(make_recipe(corpus, tmp_path, data={"sources": [{"path": corpus}]}), quiet=True)
