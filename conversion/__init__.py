@@ -2,7 +2,19 @@
 
 from .converter import ConversionReport, convert
 from .errors import ConversionError
+from .extracting import extract_to_folder, load_encoder, load_lighthubert, read_subnet
 from .onnx import OnnxReport, export_onnx
 from .plain_hubert import save_plain_hubert
 
-__all__ = ["ConversionError", "ConversionReport", "OnnxReport", "convert", "export_onnx", "save_plain_hubert"]
+__all__ = [
+    "ConversionError",
+    "ConversionReport",
+    "OnnxReport",
+    "convert",
+    "export_onnx",
+    "extract_to_folder",
+    "load_encoder",
+    "load_lighthubert",
+    "read_subnet",
+    "save_plain_hubert",
+]

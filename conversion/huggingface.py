@@ -55,6 +55,15 @@ _FIELDS = (
     "mask_feature_min_masks",
 )
 
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "num_conv_pos_embeddings",
+    "num_conv_pos_embedding_groups",
+)
+
 # Parts of task and pre-training heads, which a supernet does not take over. `feature_extractor` is that of an x-vector
 # head; the encoder's has a prefix there.
 _HEADS = (
@@ -191,7 +200,10 @@ def _audio(folder: Path) -> dict:
 
 def _config(source: PreTrainedConfig, space: SearchSpace | None) -> LightHubertConfig:
     width, heads = source.hidden_size, source.num_attention_heads
-    if heads < 1 or width % heads:
+    for name in _SIZES:
+        if getattr(source, name) < 1:
+            raise ConversionError(f"{name} must be at least 1, got {getattr(source, name)}")
+    if width % heads:
         raise ConversionError(f"{heads} num_attention_heads do not divide the hidden_size {width}")
     if space is None:
         space = default_space(

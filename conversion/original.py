@@ -112,7 +112,7 @@ def _target_size(model: Settings, predicts: bool, weights: MappedWeights, names:
     if predicts != (HEAD in names):
         raise ConversionError(
             f"{weights.where} has {'a' if HEAD in names else 'no'} prediction head, cfg.model.layer_pred_num says "
-            f"otherwise"
+            "otherwise"
         )
     if not predicts:
         return model.size("encoder_embed_dim")

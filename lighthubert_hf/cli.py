@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,13 +18,6 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-
-
-class Objective(StrEnum):
-    parameters = "parameters"
-    macs = "macs"
-    latency = "latency"
-    memory = "memory"
 
 
 def main() -> None:
@@ -109,17 +101,168 @@ def finetune(
 
 
 @app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A .pt file, a model folder, or OWNER/NAME[:FILE] on the Hub.")],
+    output: Annotated[Path, typer.Argument(help="Supernet folder to write; with --to-original a .pt file.")],
+    search_space: Annotated[Path | None, typer.Option(help="JSON file of a SearchSpace.")] = None,
+    to_original: Annotated[bool, typer.Option(help="From a supernet to the original's checkpoint.")] = False,
+    importance_sorting: Annotated[bool, typer.Option(help="Most important heads and FFN units first.")] = False,
+    verify: Annotated[bool, typer.Option(help="Compare the outputs of both sides on audio.")] = True,
+    revision: Annotated[str | None, typer.Option(help="Revision of SOURCE on the Hub.")] = None,
+    as_json: Json = False,
+) -> None:
+    """An original LightHuBERT, HuBERT or wav2vec 2.0 checkpoint to a supernet folder, or back."""
+    from .conversion import convert
+
+    report = convert(
+        source,
+        output,
+        search_space=search_space,
+        to_original=to_original,
+        importance_sorting=importance_sorting,
+        verify=verify,
+        revision=revision,
+    )
+    _answer(report.to_dict(), as_json, str(report))
+
+
+@app.command()
 def extract(
     supernet: Annotated[str, typer.Argument(help="Folder or Hub id.")],
     output: Annotated[Path, typer.Argument(help="Folder for the static model.")],
     subnet: Annotated[str, typer.Option(help="default, smallest, largest, or a JSON file of a Subnet.")] = "default",
     plain_hubert: Annotated[bool, typer.Option(help="Save a transformers HubertModel.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Revision of the supernet on the Hub.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of SUPERNET on the Hub.")] = None,
 ) -> None:
     """Cut a subnet out of a supernet and save it as a model of its own."""
-    from .publishing import extract_to_folder
+    from .conversion import extract_to_folder
 
     typer.echo(str(extract_to_folder(supernet, output, subnet=subnet, plain_hubert=plain_hubert, revision=revision)))
+
+
+@app.command("export-onnx")
+def export_onnx(
+    model: Annotated[Path, typer.Argument(help="Folder of a static model.")],
+    output: Annotated[Path, typer.Argument(help="File to write.")],
+    int8: Annotated[bool, typer.Option(help="8-bit weights; prints what that costs and gains here.")] = False,
+    as_json: Json = False,
+) -> None:
+    """A static model as an ONNX file for any batch size and length, compared with PyTorch."""
+    from .conversion import export_onnx
+
+    report = export_onnx(model, output, int8=int8)
+    _answer(report.to_dict(), as_json, str(report))
+
+
+@app.command()
+def search(
+    supernet: Annotated[str, typer.Argument(help="Folder or Hub id, with its distillation head.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the study and its reports; continued if it holds one.")],
+    teacher: Annotated[str | None, typer.Option(help="Hub id or folder of the teacher to compare with.")] = None,
+    data: Annotated[str | None, typer.Option(help="Validation audio: Hub id, folder, glob or URL.")] = None,
+    split: Annotated[str, typer.Option(help="Split of --data.")] = "validation",
+    max_examples: Annotated[int, typer.Option(help="Clips of --data to score on.")] = 200,
+    score: Annotated[
+        str | None, typer.Option(help="module:function or file.py:function, instead of a teacher.")
+    ] = None,
+    maximize: Annotated[bool, typer.Option(help="More of --score is better.")] = False,
+    objective: Annotated[list[str] | None, typer.Option(help="parameters, macs, latency@10s, memory@10s.")] = None,
+    max_params: Annotated[str | None, typer.Option(help="For example 30M.")] = None,
+    max_macs: Annotated[str | None, typer.Option(help="Per second of audio, for example 2.5G.")] = None,
+    max_latency: Annotated[str | None, typer.Option(help="On this machine, for example 60ms@10s.")] = None,
+    max_memory: Annotated[str | None, typer.Option(help="For example 400MB@10s.")] = None,
+    trials: Annotated[int, typer.Option(help="Subnets per algorithm.")] = 200,
+    population_size: Annotated[int, typer.Option(help="Subnets per generation.")] = 20,
+    seed: int = 0,
+    extract: Annotated[int, typer.Option(help="Save this many subnets of the front as model folders.")] = 0,
+    revision: Annotated[str | None, typer.Option(help="Revision of SUPERNET on the Hub.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the subnets that trade quality against cost best. Ctrl-C loses nothing."""
+    from .conversion import load_lighthubert
+    from .search import Score, search
+    from .search_costs import Cost, Limit
+
+    limits = {"parameters": max_params, "macs": max_macs, "latency": max_latency, "memory": max_memory}
+    limits = [Limit.parse(name, text) for name, text in limits.items() if text is not None]
+    objectives = [Cost.parse(text) for text in objective or ["parameters"]]
+    model = load_lighthubert(supernet, revision)
+    result = search(
+        model,
+        Score.load(score, maximize) if score else _distillation_score(model, teacher, data, split, max_examples),
+        output,
+        objectives=objectives,
+        limits=limits,
+        trials=trials,
+        population_size=population_size,
+        seed=seed,
+        supernet=supernet,
+        revision=revision,
+        extract=extract,
+    )
+    front = [{"name": found.name, "score": found.score, **found.costs} for found in result.front]
+    lines = [f"{found.name}: {found.score:.4g}, {found.subnet}" for found in result.front]
+    _answer(front, as_json, "\n".join([*lines, str(output / "pareto.json")]))
+
+
+def _distillation_score(model, teacher: str | None, data: str | None, split: str, max_examples: int):
+    if teacher is None or data is None:
+        raise ValueError("say what to score subnets by: --teacher and --data, or --score module:function")
+    if not hasattr(model, "prediction_head"):
+        raise ValueError(
+            "the distillation score needs a supernet saved with its distillation head; use --score instead"
+        )
+    from .training.scoring import distillation_score
+    from .training.streaming import AudioSource
+
+    return distillation_score(model, teacher, [AudioSource(data, split=split)], max_examples=max_examples).as_score()
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a LightHuBERT, HuBERT or wav2vec 2.0.")],
+    seconds: Annotated[list[float] | None, typer.Option(help="Audio length; repeat for several.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch size; repeat for several.")] = None,
+    repeats: Annotated[int, typer.Option(help="Runs of which the median counts.")] = 7,
+    as_json: Json = False,
+) -> None:
+    """Parameters, MACs, and time measured on this machine, part by part."""
+    from .conversion import load_encoder
+    from .profiling import profile
+
+    result = profile(load_encoder(model), seconds or (1.0, 10.0), batch or (1,), repeats=repeats, progress=not as_json)
+    _answer(result.to_dict(), as_json, result.table())
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A model folder; with --all the pareto.json of a search.")],
+    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME; with --all what the subnets' names begin with.")],
+    family: Annotated[bool, typer.Option("--all", help="Publish every chosen subnet of a pareto.json.")] = False,
+    private: Annotated[bool | None, typer.Option(help="Visibility of new repositories.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+    collection: Annotated[str | None, typer.Option(help="Title of the collection, with --all.")] = None,
+    dry_run: Annotated[Path | None, typer.Option(help="Write what would be uploaded to this folder instead.")] = None,
+    create_pr: Annotated[bool, typer.Option(help="Open a pull request instead of committing.")] = False,
+) -> None:
+    """Publish a model, or the subnets of a search, on the Hub, with the token of `hf auth login`. One commit each."""
+    if family:
+        if revision or create_pr:
+            raise ValueError(
+                "--all pushes to the main branches of its repositories; leave out --revision and --create-pr"
+            )
+        from .family import push_family
+
+        options = {"private": private, "commit_message": message, "collection": collection, "dry_run": dry_run}
+        typer.echo(str(push_family(folder, repo_id, **options)))
+        return
+    if collection:
+        raise ValueError("--collection goes with --all")
+    from .publishing import push_folder
+
+    options = {"private": private, "revision": revision, "commit_message": message, "create_pr": create_pr}
+    typer.echo(str(push_folder(folder, repo_id, dry_run=dry_run, **options)))
 
 
 if __name__ == "__main__":

@@ -126,14 +126,14 @@ def push_model(
         card: facts for the card. The card is rendered anew, since another model's numbers would not be this one's.
         processor: feature extractor or processor to publish with it. Without it, one that is already in the
             repository is kept, and where there is none the default feature extractor is added.
-        tags: more tags for the card.
+        tags: more tags for the card, besides those of `model.add_model_tags`.
 
     Raises:
         PublishingError: if the Hub refuses or cannot be reached.
     """
     token = clean_token(token)
     facts = card or CardFacts()
-    facts = replace(facts, tags=(*facts.tags, *(tags or ())))
+    facts = replace(facts, tags=(*facts.tags, *(model.model_tags or ()), *(tags or ())))
     with tempfile.TemporaryDirectory() as target:
         write_model(model, Path(target), processor, max_shard_size)
         upload = Upload(repo_id, private, token, revision, commit_message, create_pr, commit_description)

@@ -74,7 +74,8 @@ def _subnet_json(scored: "ScoredSubnet", result: "SearchResult") -> dict[str, An
         "folder": scored.folder,
         "latency_ms": None,
     }
-    for table in result.tables.values():
+    table = next(iter(result.tables.values()), None)
+    if table is not None:
         milliseconds = table.latency_ms(scored.subnet)
         entry["latency_ms"] = milliseconds
         entry["latency"] = {  # as a model card states it

@@ -23,7 +23,7 @@ Genes = dict[str, int | float]
 # Draws before a candidate that is new and allowed is looked for in another way.
 MAX_DRAWS = 50
 # Spaces up to this size are listed in full to find the last subnets that were not drawn yet.
-MAX_LISTED = 100_000
+MAX_LISTED = 20_000
 CROSSOVER_PROBABILITY = 0.9  # as in Deb et al. 2002
 
 

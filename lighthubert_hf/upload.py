@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import httpx2
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError
 
 from . import __version__
 
@@ -162,12 +162,10 @@ def one_line_errors(repo_id: str, token: str | bool | None) -> Iterator[None]:
     except PublishingError:
         raise
     except (
-        HfHubHTTPError,
+        OSError,  # HfHubHTTPError, no token, offline mode
         httpx2.HTTPError,
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-        ValueError,  # of the client: a name that cannot be, metadata the Hub rejects
-        RuntimeError,  # of the client: an upload that failed for good
+        ValueError,  # a name that cannot be, metadata that the Hub rejects
+        RuntimeError,  # an upload that failed for good
     ) as error:
         message = f"could not push to {repo_id}: {_describe(error)}"
         hidden = secret(token)

@@ -7,14 +7,14 @@ output_dir/
   checkpoints/
     step-00010000/
       pretrained_model/              what from_pretrained reads
-        config.json  model.safetensors  preprocessor_config.json  …
+        config.json  model.safetensors  preprocessor_config.json  README.md  …
       training_state/
         trainer.json                 step, counters, loss scale, where each process stands in the data
         optimizer.safetensors        "parameter/exp_avg", "parameter/exp_avg_sq", "parameter/step"
         objective.safetensors        the objective's own heads
       complete.json                  written last: names and sizes of all files
     .step-00020000.partial/          a save in progress, or one that was killed; removed at the next start
-  final/                             the finished model, as pretrained_model/
+  final/                             the finished model, complete like pretrained_model/
 ```
 
 A checkpoint is written beside its name and renamed when complete. Nothing in it is pickled.
@@ -29,9 +29,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Wav2Vec2FeatureExtractor
 
 from lighthubert_hf import LightHubertForPreTraining
+from lighthubert_hf.model_card import CardFacts
+from lighthubert_hf.model_folder import complete_folder
 
 MARKER = "complete.json"
 _PARTIAL = ".partial"
@@ -66,24 +67,18 @@ class TrainingState:
     objective: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-def save_model(folder: Path, student: LightHubertForPreTraining) -> None:
-    """Weights, config and feature extractor, as `from_pretrained` and other programs expect them."""
-    student.save_pretrained(folder)
-    padding_counts = student.config.feat_extract_norm == "group"
-    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=not padding_counts).save_pretrained(folder)
-
-
-def save_final(folder: Path, student: LightHubertForPreTraining) -> None:
-    """`save_model`, complete or not at all."""
+def save_model(folder: Path, student: LightHubertForPreTraining, card: CardFacts) -> None:
+    """The model with all that belongs to a model folder (feature extractor, card), complete or not at all."""
     partial = _fresh_partial(folder)
-    save_model(partial, student)
+    student.save_pretrained(partial)
+    complete_folder(partial, card)
     os.replace(partial, folder)
 
 
-def save_checkpoint(folder: Path, student: LightHubertForPreTraining, state: TrainingState) -> None:
+def save_checkpoint(folder: Path, student: LightHubertForPreTraining, state: TrainingState, card: CardFacts) -> None:
     """Write one checkpoint (see the module's drawing), complete or not at all. By the main process only."""
     partial = _fresh_partial(folder)
-    save_model(partial / "pretrained_model", student)
+    save_model(partial / "pretrained_model", student, card)
     place = partial / "training_state"
     place.mkdir()
     save_file(_owned(state.optimizer), place / "optimizer.safetensors")

@@ -1,5 +1,7 @@
 """The recipe of CTC fine-tuning: what `lighthubert finetune` reads."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -16,6 +18,7 @@ from .recipe import (
     Share,
     SourceSection,
     SubnetSection,
+    load_recipe,
 )
 
 
@@ -191,3 +194,8 @@ class CtcRecipe(Section):
                 f"training.evaluate_every ({every}), so that the best model is among the checkpoints"
             )
         return self
+
+
+def load_ctc_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> CtcRecipe:
+    """Read a recipe of CTC fine-tuning, see [`load_recipe`]."""
+    return load_recipe(path_or_name, overrides, CtcRecipe)

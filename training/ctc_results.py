@@ -59,7 +59,7 @@ def _facts_of_encoder(settings: PretrainedSection) -> CardFacts:
 
 
 def _evaluations(recipe: CtcRecipe, scores: dict[str, dict[str, float]]) -> tuple[EvalResult, ...]:
-    """The scores as the card states them, in percent. The Hub tells sets apart by data set, configuration and split."""
+    """The scores as the card states them, in percent. The Hub tells sets by data set, configuration and split."""
     results, known = [], set()
     for name, values in scores.items():
         dataset, config, split = _described(name, recipe.data.evaluation.get(name))

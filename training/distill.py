@@ -10,9 +10,16 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
+from accelerate.utils import (
+    ProjectConfiguration,
+    broadcast_object_list,
+    gather_object,
+    is_tensorboard_available,
+    is_wandb_available,
+)
 
 from lighthubert_hf import LightHubertForPreTraining, Subnet
+from lighthubert_hf.model_card import CardFacts
 
 from .batching import AudioLoader, Batch, training_loader, validation_loader
 from .checkpoint import (
@@ -25,7 +32,7 @@ from .checkpoint import (
     restore_optimizer,
     rotate,
     save_checkpoint,
-    save_final,
+    save_model,
 )
 from .evaluation import evaluate, validation_subnets
 from .gradients import broadcast_parameters
@@ -216,15 +223,26 @@ class _Run:
         state.objective = self.model.objective.state_dict()
         state.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
         folder = checkpoint_folder(self.checkpoints, state.step)
-        save_checkpoint(folder, self.model.student, state)
+        save_checkpoint(folder, self.model.student, state, self._card())
         if self.uploader:
             self.uploader.push(folder, state.step)
         rotate(self.checkpoints, self.recipe.checkpoint.keep, self.uploader.in_use if self.uploader else None)
 
+    def _card(self) -> CardFacts:
+        """What the model card can say."""
+        recipe, student = self.recipe, self.model.student
+        cut = student.search_space is None and recipe.student.subnet is not None
+        return CardFacts(
+            teacher=recipe.teacher.path,
+            datasets=tuple(dict.fromkeys(source.path for source in recipe.data.sources)),
+            supernet=recipe.student.init if cut else None,
+            subnet=student.active_subnet if cut else None,
+        )
+
     def finish(self, final: Path) -> Path:
         self.log.close()
         if self.accelerator.is_main_process:
-            save_final(final, self.model.student)
+            save_model(final, self.model.student, self._card())
             if self.uploader:
                 self.uploader.finish(final)
         self.accelerator.wait_for_everyone()
@@ -255,6 +273,10 @@ def make_optimizer(model: DistillationModel, recipe: Recipe) -> tuple[torch.opti
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
+    available = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+    for tracker in recipe.logging.trackers:
+        if not available[tracker]():
+            raise ValueError(f"logging.trackers names {tracker}, which is not installed; `pip install {tracker}`")
     return Accelerator(
         cpu=not torch.accelerator.is_available(),  # or torchrun's processes without a GPU would not find each other
         mixed_precision=recipe.training.mixed_precision,

@@ -1,8 +1,13 @@
 """Pushing a run's model to the Hub while it trains: by the main process, in the background."""
 
 import logging
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from lighthubert_hf.publishing import push_folder
+from lighthubert_hf.upload import one_line_errors
 
 from .recipe import HubSection
 
@@ -10,51 +15,56 @@ logger = logging.getLogger(__name__)
 
 
 class HubUploader:
-    """Uploads model folders as one commit each, at most one at a time, without waiting for them.
+    """Pushes model folders as one commit each, at most one at a time, without waiting for them.
 
-    A failed upload is logged and does not stop the training; `finish` is the one that must succeed.
+    A failed push is logged and does not stop the training; `finish` is the one that must succeed.
     """
 
     def __init__(self, settings: HubSection):
-        """Creates the repo if need be, so that a missing permission shows before training rather than after."""
-        from huggingface_hub import HfApi
+        """Creates the repo if need be, so that a missing permission shows before training rather than after.
 
-        self.api, self.settings = HfApi(), settings
-        self.api.create_repo(settings.repo_id, private=settings.private, exist_ok=True)
-        self.folder: Path | None = None
+        Raises:
+            PublishingError: The Hub refuses or cannot be reached.
+        """
+        self.settings = settings
+        with one_line_errors(settings.repo_id, None):
+            HfApi().create_repo(settings.repo_id, private=settings.private, exist_ok=True)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="hub")
+        self._checkpoint: Path | None = None
         self._future: Future | None = None
 
     def push(self, checkpoint: Path, step: int) -> None:
-        """Start uploading `checkpoint`'s model; skipped if the one before is still on its way."""
-        if self._future is not None and not self._future.done():
-            logger.warning("step %d is not pushed: the upload of %s is still running", step, self.folder.name)
+        """Start pushing `checkpoint`'s model; left out if the one before is still on its way."""
+        if self.in_use is not None:
+            logger.warning("step %d is not pushed: that of %s is still running", step, self.in_use.name)
             return
-        self._report()
-        self.folder = checkpoint
-        self._future = self.api.upload_folder(
-            repo_id=self.settings.repo_id,
-            folder_path=checkpoint / "pretrained_model",
-            commit_message=f"Step {step}",
-            run_as_future=True,
-        )
+        self._settle()
+        self._checkpoint = checkpoint
+        self._future = self._thread.submit(self._push, checkpoint / "pretrained_model", f"Step {step}")
 
     @property
     def in_use(self) -> Path | None:
         """The checkpoint that must not be deleted now."""
-        return self.folder if self._future is not None and not self._future.done() else None
+        return self._checkpoint if self._future is not None and not self._future.done() else None
 
     def finish(self, final: Path) -> None:
-        """Wait for what is on its way, then push the finished model."""
-        self.wait()
-        self.api.upload_folder(repo_id=self.settings.repo_id, folder_path=final, commit_message="Final model")
+        """Wait for what is on its way, then push the finished model.
 
-    def wait(self) -> None:
-        if self._future is not None:
-            self._future.exception()
-        self._report()
+        Raises:
+            PublishingError: The Hub refuses or cannot be reached. The model is in `final` all the same.
+        """
+        self.close()
+        self._push(final, "Final model")
 
-    def _report(self) -> None:
-        error = self._future.exception() if self._future is not None else None
-        if error is not None:
-            logger.warning("pushing %s failed: %s", self.folder.name, " ".join(str(error).split()))
+    def close(self) -> None:
+        """Wait for what is on its way."""
+        self._settle()
+        self._thread.shutdown()
+
+    def _push(self, folder: Path, message: str) -> None:
+        push_folder(folder, self.settings.repo_id, private=self.settings.private, commit_message=message)
+
+    def _settle(self) -> None:
+        if self._future is not None and (error := self._future.exception()) is not None:
+            logger.warning("%s is not pushed: %s", self._checkpoint.name, error)
         self._future = None

@@ -42,8 +42,8 @@ def read_examples(
     max_examples: int | None = None,
     max_seconds: float | None = None,
     shuffle_seed: int | None = None,
-    max_gigabytes: float,
-    description: str,
+    max_gigabytes: float = 4.0,
+    description: str = "reading speech",
     progress: bool = True,
 ) -> list[SpeechExample]:
     """Read labelled utterances into memory.

@@ -278,7 +278,7 @@ class _ShardReader:
                 if self._rows is None:
                     self._dataset = self.source.open_shard(self.shard, self.position)
                     self._rows = iter(self._dataset)
-                    # Also at the exit of the interpreter: there a half-read parquet file complains when it is torn down.
+                    # Also when the interpreter exits: a half-read parquet file complains when it is torn down.
                     self._closing = weakref.finalize(self, _close, self._rows)
                 values = next(self._rows, None)
                 break

@@ -175,7 +175,7 @@ def _write_splits(folder: Path, parameters: dict[str, Any]) -> dict[str, dict[st
                     row, length = next(utterances)
                     rows.append(row)
                     seconds += length
-                    progress.update(round(length, 1))
+                    progress.update(min(round(length, 1), progress.total - progress.n))
                 _write_shard(folder / "data" / f"{name}-{shard:05d}-of-{num_shards:05d}.parquet", rows)
                 num_examples += len(rows)
             splits[name] = {"examples": num_examples, "seconds": round(seconds, 3), "shards": num_shards}

@@ -75,6 +75,22 @@ print(json.dumps({{name: total(model, processor) for name, model in models.items
     assert sums["smallest"] == pytest.approx(expected(model), rel=1e-6)
 
 
+def test_what_was_loaded_with_its_code_can_be_pushed_on(shared_hub, model, without_package):
+    push_model(model, "acme/first")
+    output = without_package.run(
+        SUM
+        + """
+from transformers import AutoFeatureExtractor, AutoModel
+first = AutoModel.from_pretrained("acme/first", trust_remote_code=True)
+first.push_to_hub("acme/second")
+second = AutoModel.from_pretrained("acme/second", trust_remote_code=True)
+print(total(second, AutoFeatureExtractor.from_pretrained("acme/first")))
+"""
+    )
+    assert float(output) == pytest.approx(expected(model), rel=1e-6)
+    assert "modeling_lighthubert.py" in shared_hub.files("acme/second")
+
+
 def test_with_the_package_no_flag_is_needed(shared_hub, model, with_package):
     push_model(model, "acme/small")
     output = with_package.run(

@@ -75,6 +75,19 @@ def test_one_commit_holds_everything(hub, folder, model):
     assert REPO in files["README.md"].decode()
 
 
+def test_push_to_hub_of_a_model(hub, supernet):
+    model = supernet.extract_subnet(supernet.search_space.smallest())
+    model.add_model_tags("small")
+    facts = CardFacts(loss=0.25)
+    info = model.push_to_hub(REPO, card=facts, commit_message="By hand", tags=["tiny"])
+    assert [commit.title for commit in commits(hub)] == ["By hand", "initial commit"]
+    assert info.oid == commits(hub)[0].oid
+    assert set(published(hub)) >= ALWAYS
+    card = ModelCard(published(hub)["README.md"].decode())
+    assert {"small", "tiny"} <= set(card.data.tags)
+    assert "| Distillation loss | 0.25 |" in str(card)
+
+
 def test_push_to_hub_arguments_and_tokenizer(hub, config, tmp_path):
     vocabulary = {token: index for index, token in enumerate(["<pad>", "<unk>", "|", "a", "b"])}
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))

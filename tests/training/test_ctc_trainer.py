@@ -143,7 +143,7 @@ def test_two_processes_train_the_same_model_and_agree_on_the_scores(tmp_path):
     from lighthubert_hf.training.sources import AudioSource
 
     source = AudioSource(str(tmp_path / "corpus"), "test_sentences", text_column="text")
-    examples = read_examples([source], max_gigabytes=1, description="", progress=False)
+    examples = read_examples([source], progress=False)
     model = LightHubertForCTC.from_pretrained(metrics["model"])
     from transformers import Wav2Vec2Processor
 

@@ -97,8 +97,6 @@ class TestFinetuning:
         assert metrics["training_minutes"] == pytest.approx(0.5, abs=0.06)
         examples = read_examples(
             [AudioSource(corpus, "test_voice", text_column="text")],
-            max_gigabytes=1,
-            description="",
             progress=False,
         )
         assert metrics["evaluation"]["voice"]["examples"] == len(examples)
@@ -132,9 +130,7 @@ class TestFinetuning:
     def test_labelled_minutes_take_the_same_part_for_the_same_seed(self, corpus):
         def read(seed):
             source = AudioSource(corpus, text_column="text")
-            return read_examples(
-                [source], minutes=0.2, shuffle_seed=seed, max_gigabytes=1, description="", progress=False
-            )
+            return read_examples([source], minutes=0.2, shuffle_seed=seed, progress=False)
 
         first, again, other = read(0), read(0), read(1)
         assert [e.id for e in first] == [e.id for e in again] != [e.id for e in other]
@@ -450,3 +446,20 @@ def test_recipes_that_make_no_sense(corpus, tmp_path, changes, message):
 def test_sources_without_transcripts(corpus, tmp_path):
     with pytest.raises(ValueError, match=r"set text_column"):
         finetune_ctc(make_recipe(corpus, tmp_path, data={"sources": [{"path": corpus}]}), quiet=True)
+
+
+def test_the_script_of_the_guide_runs(corpus, supernet, tmp_path, monkeypatch, capsys):
+    guide = (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    script = guide.split("```python\n")[1].split("```")[0]
+    LightHubertModel.from_pretrained(supernet).extract_subnet().save_pretrained(tmp_path / "subnet")
+    for name, value in {
+        '"CORPUS"': repr(corpus),
+        '"SUBNET"': repr(str(tmp_path / "subnet")),
+        "max_steps=1000": "max_steps=1, use_cpu=True",
+    }.items():
+        assert name in script
+        script = script.replace(name, value)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script, "finetuning.md", "exec"), {})
+    assert "'cer'" in capsys.readouterr().out
+    assert pipeline("automatic-speech-recognition", "recogniser").type == "ctc"

@@ -107,7 +107,7 @@ def test_what_cannot_be_trained_on_is_counted():
 @pytest.mark.parametrize("shuffle_seed", [None, 0])
 def test_what_is_read_has_text_and_half_precision(corpus, shuffle_seed):
     source = AudioSource(corpus, text_column="text")
-    options = {"max_gigabytes": 1, "description": "", "progress": False, "shuffle_seed": shuffle_seed}
+    options = {"progress": False, "shuffle_seed": shuffle_seed}
     examples = read_examples([source], **options)
     assert all(example.waveform.dtype == np.float16 and example.text for example in examples)
     assert all(abs(example.waveform.astype(np.float32).std() - 1) < 1e-3 for example in examples)
@@ -116,7 +116,7 @@ def test_what_is_read_has_text_and_half_precision(corpus, shuffle_seed):
 
 def test_sources_share_the_minutes_by_weight(corpus):
     sources = [AudioSource(corpus, text_column="text", weight=weight) for weight in (3.0, 1.0)]
-    options = {"max_gigabytes": 1, "description": "", "progress": False, "shuffle_seed": 0}
+    options = {"progress": False, "shuffle_seed": 0}
     three, one = (read_examples([sources[0]], minutes=minutes, **options) for minutes in (0.15, 0.05))
     both = read_examples(sources, minutes=0.2, **options)
     assert len(both) == len(three) + len(one)
@@ -124,12 +124,12 @@ def test_sources_share_the_minutes_by_weight(corpus):
 
 def test_too_much_for_the_memory(corpus):
     with pytest.raises(DoesNotFit, match=r"more than 0\.0001 GB"):
-        read_examples([AudioSource(corpus, text_column="text")], max_gigabytes=1e-4, description="", progress=False)
+        read_examples([AudioSource(corpus, text_column="text")], max_gigabytes=1e-4, progress=False)
 
 
 def test_a_missing_transcript_is_named(corpus):
     with pytest.raises(ValueError, match="set text_column"):
-        read_examples([AudioSource(corpus)], max_gigabytes=1, description="", progress=False)
+        read_examples([AudioSource(corpus)], progress=False)
 
 
 def test_a_stream_resumes_where_it_was(corpus):

@@ -233,7 +233,8 @@ def test_torchcodec_is_never_imported(shards, tmp_path, monkeypatch):
 def test_a_program_may_end_in_the_middle_of_a_stream(shards, num_workers):
     code = (
         "from lighthubert_hf.training.batching import *\n"
-        f"loader = training_loader([AudioSource({shards[0]!r})], batch_seconds=1, crop_seconds=1, num_workers={num_workers})\n"
+        f"sources, options = [AudioSource({shards[0]!r})], dict(num_workers={num_workers})\n"
+        "loader = training_loader(sources, batch_seconds=1, crop_seconds=1, **options)\n"
         "batches = iter(loader)\n"
         "next(batches)\n"
         "print('done')"

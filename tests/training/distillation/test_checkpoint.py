@@ -7,6 +7,7 @@ import torch
 from conftest import TINY_SPACE
 from conftest_models import make_encoder
 
+from lighthubert_hf.model_card import CardFacts
 from lighthubert_hf.training.checkpoint import (
     TrainingState,
     checkpoint_folder,
@@ -42,19 +43,25 @@ def a_state(step: int) -> TrainingState:
 def test_round_trip_to_the_bit_without_pickles(student, tmp_path):
     state = a_state(7)
     folder = checkpoint_folder(tmp_path, 7)
-    save_checkpoint(folder, student, state)
+    save_checkpoint(folder, student, state, CardFacts())
     loaded = load_training_state(folder)
     for name, value in vars(state).items():
         if name not in ("optimizer", "objective"):
             assert getattr(loaded, name) == value
             continue
         assert all(torch.equal(value[key], getattr(loaded, name)[key]) for key in value)
-    assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".py"}
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {
+        ".json",
+        ".safetensors",
+        ".py",
+        ".md",
+        ".svg",
+    }
 
 
 def test_only_complete_checkpoints_count(student, tmp_path):
     for step in (3, 12, 7):
-        save_checkpoint(checkpoint_folder(tmp_path, step), student, a_state(step))
+        save_checkpoint(checkpoint_folder(tmp_path, step), student, a_state(step), CardFacts())
     assert latest_checkpoint(tmp_path).name == "step-00000012"
     weights = tmp_path / "step-00000012" / "training_state" / "optimizer.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -69,7 +76,7 @@ def test_only_complete_checkpoints_count(student, tmp_path):
 def test_rotation_spares_the_newest_and_what_is_in_use(student, tmp_path):
     folders = [checkpoint_folder(tmp_path, step) for step in (1, 2, 3, 4)]
     for folder in folders:
-        save_checkpoint(folder, student, a_state(1))
+        save_checkpoint(folder, student, a_state(1), CardFacts())
     rotate(tmp_path, keep=2, in_use=folders[0])
     assert [folder.exists() for folder in folders] == [True, False, True, True]
     assert all(is_complete(folder) for folder in folders if folder.exists())

@@ -10,6 +10,7 @@ import distill_worker as worker
 import pytest
 import torch
 import yaml
+from accelerate.utils import is_wandb_available
 from transformers import AutoFeatureExtractor, AutoModel
 
 from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, SearchSpace
@@ -170,15 +171,22 @@ def test_endless_failure_stops(tiny_recipe, monkeypatch):
         distill(recipe, show_progress=False)
 
 
-def test_tensorboard_only_if_asked_for(tiny_recipe, monkeypatch):
+def test_trackers_only_if_asked_for(tiny_recipe, make_recipe, tmp_path):
     recipe = tiny_recipe(training={"steps": 2})
     distill(recipe, show_progress=False)
-    assert {path.name for path in Path(recipe.output_dir).iterdir()} == {
-        "recipe.yaml",
-        "log.jsonl",
-        "checkpoints",
-        "final",
-    }
+    usual = {"recipe.yaml", "log.jsonl", "checkpoints", "final"}
+    assert {path.name for path in Path(recipe.output_dir).iterdir()} == usual
+    pytest.importorskip("tensorboard")
+    tracked = make_recipe(tmp_path / "tracked", training={"steps": 2}, logging={"trackers": ["tensorboard"]})
+    distill(tracked, show_progress=False)
+    assert {path.name for path in Path(tracked.output_dir).iterdir()} == usual | {"lighthubert"}
+    assert list((tmp_path / "tracked" / "lighthubert").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.skipif(is_wandb_available(), reason="wandb is installed")
+def test_missing_tracker(tiny_recipe):
+    with pytest.raises(ValueError, match="names wandb, which is not installed"):
+        distill(tiny_recipe(logging={"trackers": ["wandb"]}), show_progress=False)
 
 
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.endswith("-tiny")])

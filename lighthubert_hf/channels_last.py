@@ -1,0 +1,185 @@
+"""The convolutional front end as matrix products, without gradients, on a CPU.
+
+Activations lie channels-last, `(rows, channels)`, so that a strided convolution is a product of its weights with a
+*view* of its input: a row of the view is the stretch of memory a window covers. The signal goes through in chunks, and
+each product, norm and activation in tiles, so that what one writes is still in the cache when the next reads it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+# Measured: frames of output that go through all layers together, and rows of one tile (even).
+CHUNK_FRAMES = 128
+TILE_ROWS = 1024
+
+# Rows that a product in pairs reads, and throws the result away, when the number of outputs is odd.
+SLACK = 2
+
+
+class PackedConv:
+    """Weights `(out_channels, in_channels, kernel)` of a plain strided convolution, laid out for matrix products.
+
+    A kernel of 3 with stride 2 meets every odd row once and every even row twice. The even part is a filter of two
+    taps over the even rows `e`, of which F(2, 2) (Winograd, *Arithmetic Complexity of Computations*, 1980) makes two
+    outputs with three products instead of four:
+
+        w0 e0 + w2 e1 = w0 (e0 - e1) + (w0 + w2) e1
+        w0 e1 + w2 e2 = w2 (e2 - e1) + (w0 + w2) e1
+    """
+
+    def __init__(self, weight: torch.Tensor, stride: int):
+        self.out_channels, self.in_channels, self.kernel = weight.shape
+        self.stride = stride
+        taps = weight.permute(2, 1, 0)
+        # Sums of weights and differences of inputs cost half a bit each: only for types that have some to spare. The
+        # first layer's input is the caller's, and too narrow to gain anything.
+        precise = weight.dtype in (torch.float32, torch.float64)
+        self.in_pairs = precise and self.kernel == 3 and stride == 2 and self.in_channels > 1
+        if self.in_pairs:
+            self.first, self.second = torch.cat([taps[0], taps[1]]), torch.cat([taps[2], taps[1]])
+            self.shared = (taps[0] + taps[2]).contiguous()
+        else:
+            self.weight = taps.reshape(-1, self.out_channels).contiguous()
+
+    def rows_in(self, rows: int) -> int:
+        """Input rows that `rows` output rows see."""
+        return (rows - 1) * self.stride + self.kernel
+
+    def multiply(self, source: torch.Tensor, rows: int, out: torch.Tensor) -> None:
+        """Write the first `rows` outputs to `out`.
+
+        Args:
+            source: `(rows, in_channels)`, contiguous; if it has several channels, `SLACK` rows longer than `rows_in`
+                says, and overwritten.
+            out: `(rows, out_channels)`, contiguous, with a writable row behind `rows`.
+        """
+        if self.in_pairs:
+            self._multiply_pairs(source, (rows + 1) // 2, out)
+        else:
+            self._multiply_windows(source, rows, out[:rows])
+
+    def _multiply_windows(self, source: torch.Tensor, rows: int, out: torch.Tensor) -> None:
+        step, width = self.stride * self.in_channels, self.kernel * self.in_channels
+        if width <= step or self.in_channels == 1:  # windows of one channel may overlap: torch copies them
+            torch.mm(_windows(source, rows, step, 0, width), self.weight, out=out)
+            return
+        # The rows of a BLAS matrix cannot overlap, but those of several side by side need not.
+        torch.mm(_windows(source, rows, step, 0, step), self.weight[:step], out=out)
+        for start in range(step, width, step):
+            stop = min(start + step, width)
+            out.addmm_(_windows(source, rows, step, start, stop), self.weight[start:stop])
+
+    def _multiply_pairs(self, source: torch.Tensor, pairs: int, out: torch.Tensor) -> None:
+        """Rows come in fours: e0, odd, e1, odd. The differences take the places of e0 and e1, beside the odd rows."""
+        channels = self.in_channels
+        step = 4 * channels
+        e0, e1, e2 = (_windows(source, pairs, step, row * channels, (row + 1) * channels) for row in (0, 2, 4))
+        even, odd = out[: 2 * pairs].view(pairs, 2, self.out_channels).unbind(1)
+        torch.mm(e1, self.shared, out=even)
+        odd.copy_(even)
+        difference = e0 - e1
+        torch.sub(e2, e1, out=e1)
+        e0.copy_(difference)
+        even.addmm_(_windows(source, pairs, step, 0, 2 * channels), self.first)
+        odd.addmm_(_windows(source, pairs, step, 2 * channels, step), self.second)
+
+
+def _windows(source: torch.Tensor, rows: int, step: int, start: int, stop: int) -> torch.Tensor:
+    """Elements `start` to `stop` of `rows` windows that lie `step` elements apart in `source`, as a matrix."""
+    return source.as_strided((rows, stop - start), (step, 1), source.storage_offset() + start)
+
+
+class Layer(NamedTuple):
+    """A convolution and what follows it: bias, LayerNorm over channels, activation (writing to `out`)."""
+
+    conv: PackedConv
+    bias: torch.Tensor | None
+    norm: nn.LayerNorm | None
+    activation: Callable[..., torch.Tensor]
+
+    def run(self, source: torch.Tensor, rows: int, out: torch.Tensor) -> None:
+        """As [`PackedConv.multiply`], tile by tile."""
+        for start in range(0, rows, TILE_ROWS):
+            num = min(TILE_ROWS, rows - start)
+            self.conv.multiply(source[start * self.conv.stride :], num, out[start:])
+            tile = out[start : start + num]
+            if self.bias is not None:
+                tile += self.bias
+            norm, normed = self.norm, tile
+            if norm is not None:
+                normed = F.layer_norm(tile, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+            self.activation(normed, out=tile)
+
+
+def run_layers(layers: Sequence[Layer], wave: torch.Tensor, frames: int) -> torch.Tensor:
+    """Send the signal `wave`, `(samples,)`, through all layers: the first `frames` outputs, `(frames, channels)`."""
+    convs = [layer.conv for layer in layers]
+    hop = 1
+    for conv in convs:
+        hop *= conv.stride
+    out = wave.new_empty(frames + 1, convs[-1].out_channels)
+    buffers = _buffers(convs, min(frames, CHUNK_FRAMES), wave)
+    for start in range(0, frames, CHUNK_FRAMES):
+        rows = _rows_out(convs, min(CHUNK_FRAMES, frames - start))
+        source = wave[start * hop :, None]
+        for layer, num, buffer in zip(layers, rows, [*buffers, out[start:]]):
+            layer.run(source, num, buffer)
+            source = buffer
+    return out[:frames]
+
+
+def _rows_out(convs: Sequence[PackedConv], frames: int) -> list[int]:
+    """Rows each layer must make for `frames` outputs of the last."""
+    rows = [frames]
+    for conv in reversed(convs[1:]):
+        rows.append(conv.rows_in(rows[-1]))
+    return rows[::-1]
+
+
+def _buffers(convs: Sequence[PackedConv], frames: int, wave: torch.Tensor) -> list[torch.Tensor]:
+    """Where the outputs of all layers but the last go: two pieces of memory, in turns."""
+    shapes = [(rows + SLACK, conv.out_channels) for rows, conv in zip(_rows_out(convs, frames)[:-1], convs)]
+    sizes = [rows * channels for rows, channels in shapes]
+    # Zeros, not whatever lay there: slack rows are computed with.
+    memory = [wave.new_zeros(max(sizes[turn::2], default=0)) for turn in (0, 1)]
+    return [memory[index % 2][:size].view(shape) for index, (size, shape) in enumerate(zip(sizes, shapes))]
+
+
+def fold_group_norm(conv: nn.Conv1d, norm: nn.GroupNorm, wave: torch.Tensor) -> tuple[PackedConv, torch.Tensor]:
+    """Weights and bias of the convolution that gives on `wave` what `conv` and then `norm` give.
+
+    `norm` has one channel a group, so over time it is a scale and a shift of each channel. Mean and variance of a
+    channel follow from the windows' mean m and covariance C as w·m and wᵀCw: no frame is computed twice.
+
+    Args:
+        conv: of one input channel.
+        wave: `(samples,)`, the whole signal.
+    """
+    frames = (wave.shape[0] - conv.kernel_size[0]) // conv.stride[0] + 1
+    offset = wave.double().mean()
+    mean, second = _window_moments(wave, offset, conv.kernel_size[0], conv.stride[0], frames)
+    weight = conv.weight[:, 0].double()
+    centred_mean = weight @ mean
+    variance = ((weight @ (second - torch.outer(mean, mean))) * weight).sum(-1).clamp(min=0)
+    scale = norm.weight.double() * torch.rsqrt(variance + norm.eps)
+    # A bias of the convolution is gone with the mean.
+    shift = norm.bias.double() - scale * (centred_mean + offset * weight.sum(-1))
+    scaled = (scale[:, None, None] * conv.weight).to(wave.dtype)
+    return PackedConv(scaled, conv.stride[0]), shift.to(wave.dtype)
+
+
+def _window_moments(wave: torch.Tensor, offset: torch.Tensor, kernel: int, stride: int, frames: int):
+    """Mean `(kernel,)` of all windows of `wave - offset`, and the mean `(kernel, kernel)` of their outer products."""
+    mean = torch.zeros(kernel, dtype=torch.float64)
+    second = torch.zeros(kernel, kernel, dtype=torch.float64)
+    for start in range(0, frames, 1 << 16):
+        stop = min(start + (1 << 16), frames)
+        seen = wave[start * stride : (stop - 1) * stride + kernel].double() - offset
+        windows = seen.unfold(0, kernel, stride)
+        mean += windows.sum(0)
+        second += windows.T @ windows
+    return mean / frames, second / frames

@@ -1,0 +1,65 @@
+"""The command line: answers quickly, and what a user can mend is one line and exit status 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LIGHTHUBERT = [str(Path(sys.executable).with_name("lighthubert"))]
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([*LIGHTHUBERT, *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+def test_help_needs_no_torch(tmp_path):
+    script = (
+        "import sys; sys.argv = ['lighthubert', '--help']\n"
+        "from lighthubert_hf.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'a heavy import on the way to --help'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for command in ("demo", "convert", "distill", "search", "extract", "profile", "finetune", "push"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["extract", "nowhere", "out"], ["nowhere"]),
+        (["convert", "nowhere.pt", "out"], ["nowhere.pt"]),
+        (["distill", "no-such-recipe"], ["no-such-recipe", "lighthubert-small"]),
+        (["distill", "lighthubert-small", "optimiser.lr=1"], ["optimiser", "optimizer"]),
+        (["finetune", "no-such-recipe"], ["no-such-recipe", "finetune-ctc"]),
+        (["demo", "--output", "taken"], ["taken", "--output"]),
+        (["push", "nowhere", "me/model"], ["nowhere"]),
+        (["profile", "nowhere"], ["nowhere"]),
+        (["search", "nowhere", "out"], ["nowhere"]),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, named, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert all(word in lines[0] for word in named), lines[0]
+    assert sorted(tmp_path.rglob("*")) == before, "something half-written was left behind"
+
+
+def test_extract_writes_a_static_model(tiny_supernet, tmp_path):
+    tiny_supernet.save_pretrained(tmp_path / "supernet")
+    subnet = tiny_supernet.search_space.smallest()
+    (tmp_path / "subnet.json").write_text(json.dumps(subnet.to_dict()))
+    done = run("extract", "supernet", "out", "--subnet", "subnet.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["search_space"] is None
+    assert config["hidden_size"] == subnet.hidden_size
+    assert (tmp_path / "out" / "preprocessor_config.json").is_file()

@@ -1,0 +1,388 @@
+"""Whole searches in SQLite: what is scored, limits, resuming, joining, refusing, the report and the extracted models."""
+
+import csv
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+import pytest
+import torch
+
+from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, Subnet
+from lighthubert_hf.profiling import count_parameters
+from lighthubert_hf.search import Score, search, supernet_fingerprint
+from lighthubert_hf.search_costs import Cost, Limit
+from lighthubert_hf.search_report import to_json
+
+SMALL = {"trials": 16, "population_size": 5, "progress": False}
+
+
+def analytic(subnet: Subnet) -> float:
+    """Width and the heads of the first layer pay, everything else hardly."""
+    return 4 / subnet.hidden_size**0.5 + 1 / subnet.num_attention_heads[0] + 10 / sum(subnet.intermediate_size)
+
+
+class Counted:
+    """A score that remembers what it was asked, and may stop."""
+
+    def __init__(self, stop_after=math.inf):
+        self.asked, self.stop_after = [], stop_after
+
+    def __call__(self, subnet: Subnet) -> float:
+        if len(self.asked) == self.stop_after:
+            raise KeyboardInterrupt
+        self.asked.append(subnet)
+        return analytic(subnet)
+
+
+def found_by(result, algorithm):
+    return {scored.subnet: scored.score for scored in result.subnets if algorithm in scored.found_by}
+
+
+def test_both_algorithms_share_a_budget_and_the_scores(tiny_supernet, tmp_path):
+    score = Counted()
+    result = search(tiny_supernet, score, tmp_path, **SMALL)
+    evolved, drawn = found_by(result, "evolutionary"), found_by(result, "random")
+    assert len(evolved) == len(drawn) == 16
+    assert len(score.asked) == len(set(score.asked)) == len(result.subnets) <= 32 - 5  # they begin with the same five
+    space = tiny_supernet.search_space
+    for anchor in (space.smallest(), Subnet.from_dict(tiny_supernet.config.default_subnet), space.largest()):
+        assert anchor in evolved
+        assert anchor in drawn
+    for scored in result.subnets:
+        assert scored.subnet in space
+        assert scored.score == analytic(scored.subnet)
+        assert scored.costs["parameters"] == count_parameters(tiny_supernet.config, scored.subnet)
+
+
+def test_the_front_is_what_no_other_subnet_beats(tiny_supernet, tmp_path):
+    result = search(tiny_supernet, analytic, tmp_path, objectives=[Cost("parameters"), Cost("macs")], **SMALL)
+    points = {s.name: (s.score, s.costs["parameters"], s.costs["macs@10s"]) for s in result.subnets}
+    assert len(points) == len(result.subnets)  # names are unique
+    for scored in result.subnets:
+        beaten = any(
+            all(x <= y for x, y in zip(other, points[scored.name])) and other != points[scored.name]
+            for other in points.values()
+        )
+        assert scored.on_front == (not beaten)
+    assert [s.name for s in result.front] == [s.name for s in result.subnets if s.on_front]
+    for history in result.hypervolume.values():
+        assert len(history) == 16
+        assert all(0 <= a <= b + 1e-12 <= 1 for a, b in zip(history, history[1:]))
+
+
+def test_evolution_beats_random_search_on_a_supernet(make_model, tmp_path):
+    """A real model's error against its own largest subnet; the mean over seeds, as one search may be lucky."""
+    model = make_model(LightHubertModel)
+    audio = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
+    space, scores = model.search_space, {}
+    with torch.inference_mode():
+        features = model.extract_features(audio)
+
+        def run(subnet):
+            with model.subnet_activated(subnet):
+                return model.encode(features).last_hidden_state
+
+        target = run(space.largest())
+
+        def score(subnet):
+            if subnet not in scores:
+                states = run(subnet)
+                scores[subnet] = (states - target[..., : states.shape[-1]]).abs().mean().item() + 1 / states.shape[-1]
+            return scores[subnet]
+
+        final = [
+            {name: history[-1] for name, history in result.hypervolume.items()}
+            for seed in range(3)
+            for result in [
+                search(model, score, tmp_path / str(seed), trials=60, population_size=10, seed=seed, progress=False)
+            ]
+        ]
+    assert sum(volumes["evolutionary"] - volumes["random"] for volumes in final) > 0
+
+
+def test_limits_hold_and_the_anchors_remain_for_comparison(tiny_supernet, tmp_path):
+    space = tiny_supernet.search_space
+    maximum = count_parameters(tiny_supernet.config, space.uniform(48, 2, 2.0, 3))
+    score = Counted()
+    result = search(tiny_supernet, score, tmp_path, limits=[Limit(Cost("parameters"), maximum)], **SMALL)
+    anchors = {space.smallest(), Subnet.from_dict(tiny_supernet.config.default_subnet), space.largest()}
+    for scored in result.subnets:
+        assert scored.within_limits == (scored.costs["parameters"] <= maximum)
+        assert scored.within_limits or scored.subnet in anchors
+        assert scored.within_limits or not scored.on_front
+    assert space.largest() in score.asked
+    assert to_json(result)["limits"] == {"parameters": maximum}
+
+
+def test_limit_nobody_can_meet_scores_nothing(tiny_supernet, tmp_path):
+    score = Counted()
+    with pytest.raises(ValueError, match=r"no subnet meets parameters <= 100: the smallest possible value is"):
+        search(tiny_supernet, score, tmp_path, limits=[Limit.parse("params", "100")], **SMALL)
+    assert not score.asked
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 12, 20])
+def test_interrupted_search_goes_on_as_if_it_had_not_been(tiny_supernet, tmp_path, stop_after):
+    whole = search(tiny_supernet, analytic, tmp_path / "whole", **SMALL)
+    score = Counted(stop_after)
+    with pytest.raises(KeyboardInterrupt):
+        search(tiny_supernet, score, tmp_path / "parts", **SMALL)
+    early = json.loads((tmp_path / "parts" / "pareto.json").read_text())
+    assert len(early["scored"]) == stop_after  # what was found is reported all the same
+    again = Counted()
+    result = search(tiny_supernet, again, tmp_path / "parts", **SMALL)
+    assert not set(again.asked) & set(score.asked)
+    assert result.subnets == whole.subnets
+    assert result.hypervolume == whole.hypervolume
+
+
+def test_search_goes_on_after_an_error_of_the_score(tiny_supernet, tmp_path):
+    def broken(subnet):
+        raise RuntimeError("out of paper")
+
+    with pytest.raises(RuntimeError, match="out of paper"):
+        search(tiny_supernet, broken, tmp_path, **SMALL)
+    assert len(search(tiny_supernet, analytic, tmp_path, **SMALL).hypervolume["random"]) == 16
+
+
+def test_more_trials_continue_a_finished_search(tiny_supernet, tmp_path):
+    first, second = Counted(), Counted()
+    search(tiny_supernet, first, tmp_path, **SMALL)
+    result = search(tiny_supernet, second, tmp_path, **SMALL | {"trials": 24})
+    assert not set(first.asked) & set(second.asked)
+    assert len(result.hypervolume["evolutionary"]) == 24
+
+
+def test_seeds(tiny_supernet, tmp_path):
+    results = [
+        search(tiny_supernet, analytic, tmp_path / str(i), seed=seed, **SMALL) for i, seed in enumerate((3, 3, 4))
+    ]
+    assert results[0].subnets == results[1].subnets
+    assert results[0].subnets != results[2].subnets
+
+
+def test_another_supernet_or_other_settings_are_refused(tiny_supernet, make_model, tmp_path):
+    search(tiny_supernet, analytic, tmp_path, supernet="me/first", **SMALL)
+    other = make_model(LightHubertModel, seed=1)
+    with pytest.raises(
+        ValueError, match=r"holds a search of another supernet \(me/first.*choose another output folder"
+    ):
+        search(other, analytic, tmp_path, **SMALL)
+    for changes, message in [
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"objectives": [Cost("macs")]}, r"objectives was \['loss', 'parameters'\], now"),
+        ({"limits": [Limit.parse("params", "1G")]}, "limits was {}, now"),
+        ({"population_size": 4}, "population_size was 5, now 4"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            search(tiny_supernet, analytic, tmp_path, **{"supernet": "me/first"} | SMALL | changes)
+    with pytest.raises(ValueError, match="score_fingerprint was '', now 'other audio'"):
+        search(tiny_supernet, Score(analytic, fingerprint="other audio"), tmp_path, supernet="me/first", **SMALL)
+
+
+def test_fingerprint_sees_every_weight_and_the_space(make_model):
+    model = make_model(LightHubertForPreTraining)
+    before = supernet_fingerprint(model)
+    assert before == supernet_fingerprint(make_model(LightHubertForPreTraining))
+    with torch.no_grad():
+        model.prediction_head.weight[0, 0] += 1e-6
+    changed = supernet_fingerprint(model)
+    space = model.config.search_space | {"num_hidden_layers": [2, 3]}
+    narrower = supernet_fingerprint(make_model(LightHubertForPreTraining, search_space=space))
+    assert len({before, changed, narrower}) == 3
+    assert supernet_fingerprint(model.to(torch.bfloat16)) not in (before, changed)
+
+
+def test_a_score_to_be_maximised(tiny_supernet, tmp_path):
+    accuracy = Score(lambda subnet: -analytic(subnet), "accuracy", maximize=True)
+    result = search(tiny_supernet, accuracy, tmp_path / "max", **SMALL)
+    mirrored = search(tiny_supernet, analytic, tmp_path / "min", **SMALL)
+    assert [s.subnet for s in result.front] == [s.subnet for s in mirrored.front]
+    assert result.hypervolume == pytest.approx(mirrored.hypervolume)
+    data = json.loads((tmp_path / "max" / "pareto.json").read_text())
+    assert data["objectives"] == ["accuracy", "parameters"]
+    assert data["scored"][0]["accuracy"] == -analytic(result.subnets[0].subnet)
+
+
+def test_nan_counts_as_the_worst(tiny_supernet, tmp_path, caplog):
+    space = tiny_supernet.search_space
+    with caplog.at_level(logging.WARNING):
+        result = search(tiny_supernet, lambda s: math.nan if s == space.smallest() else analytic(s), tmp_path, **SMALL)
+    worst = next(scored for scored in result.subnets if scored.subnet == space.smallest())
+    assert worst.score == math.inf
+    assert not worst.on_front
+    assert "NaN" in caplog.text
+    assert json.loads((tmp_path / "pareto.json").read_text())["scored"][0]["loss"] is None
+
+
+def test_wrong_settings(tiny_supernet, make_model, tmp_path):
+    for changes, message in [
+        ({"trials": 9}, "trials must be at least 10"),
+        ({"population_size": 1}, "population_size must be at least 2"),
+        ({"algorithms": ["simulated annealing"]}, "algorithms must be of"),
+        ({"algorithms": []}, "algorithms must be of"),
+        ({"extract": -1}, "extract is a number"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            search(tiny_supernet, analytic, tmp_path, **SMALL | changes)
+    with pytest.raises(ValueError, match="this model is static"):
+        search(make_model(LightHubertModel, search_space=None), analytic, tmp_path, **SMALL)
+    search(tiny_supernet, analytic, tmp_path / "random", algorithms=["random"], **SMALL | {"trials": 3})
+
+
+def test_measured_costs_as_objective_and_limit(tiny_supernet, tmp_path):
+    latency, memory = Cost("latency", 0.3, 2), Cost("memory", 0.3, 2)
+    options = {"objectives": [latency], "limits": [Limit(memory, 1e9)], **SMALL}
+    result = search(tiny_supernet, analytic, tmp_path, **options)
+    table = result.tables["latency@2x0.3s"]
+    for scored in result.subnets:
+        assert scored.costs["latency@2x0.3s"] == table.latency_ms(scored.subnet)
+        assert scored.costs["memory@2x0.3s"] == table.peak_memory(scored.subnet)
+    before = (tmp_path / "latency@2x0.3s.json").read_text()
+    search(tiny_supernet, analytic, tmp_path, **options)
+    assert (tmp_path / "latency@2x0.3s.json").read_text() == before  # not measured again
+    data = json.loads((tmp_path / "pareto.json").read_text())
+    assert data["latency_error"] == {"latency@2x0.3s": table.median_error}
+    first = data["scored"][0]
+    assert first["latency_ms"] == first["costs"]["latency@2x0.3s"]
+    assert first["latency"]["milliseconds_per_second"] == pytest.approx(first["latency_ms"] / 0.6)
+
+
+def test_report(tiny_supernet, tmp_path):
+    result = search(tiny_supernet, analytic, tmp_path, supernet="</script><b>", revision="abc", seed=7, **SMALL)
+    data = json.loads((tmp_path / "pareto.json").read_text())
+    assert data == json.loads(json.dumps(to_json(result)))
+    assert (data["supernet"], data["revision"], data["seed"]) == ("</script><b>", "abc", 7)
+    assert data["fingerprint"] == supernet_fingerprint(tiny_supernet)
+    assert [Subnet.from_dict(entry["subnet"]) for entry in data["scored"]] == [s.subnet for s in result.subnets]
+    assert [entry["name"] for entry in data["subnets"]] == [scored.name for scored in result.front]
+    rows = list(csv.DictReader((tmp_path / "pareto.csv").open()))
+    assert [float(row["loss"]) for row in rows] == [scored.score for scored in result.subnets]
+    assert [row["on_front"] == "True" for row in rows] == [scored.on_front for scored in result.subnets]
+    assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "pareto.html").read_text()
+    embedded = page.split('id="data">')[1].split("</script>")[0]
+    assert json.loads(embedded) == data
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")  # nothing is fetched
+    assert "<b>" not in page
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_extracted_subnets_are_models_that_compute_the_same(make_model, tmp_path):
+    model = make_model(LightHubertForPreTraining)
+    result = search(model, analytic, tmp_path, extract=3, supernet="me/supernet", **SMALL)
+    extracted = [scored for scored in result.subnets if scored.folder]
+    assert len(extracted) == 3
+    assert {extracted[0].name, extracted[-1].name} == {result.front[0].name, result.front[-1].name}
+    audio = torch.randn(1, 4000)
+    for scored in extracted:
+        loaded = LightHubertModel.from_pretrained(tmp_path / scored.folder)
+        assert loaded.active_subnet == scored.subnet
+        with torch.no_grad(), model.subnet_activated(scored.subnet):
+            expected = model.lighthubert.eval()(audio).last_hidden_state
+            assert torch.allclose(loaded.eval()(audio).last_hidden_state, expected, atol=1e-5)
+    data = json.loads((tmp_path / "pareto.json").read_text())
+    assert [entry["folder"] for entry in data["subnets"]] == [scored.folder for scored in extracted]
+    again = search(model, analytic, tmp_path, extract=2, supernet="me/supernet", **SMALL)
+    assert len([scored for scored in again.subnets if scored.folder]) == 2
+
+
+def test_study_opens_in_optuna(tiny_supernet, tmp_path):
+    search(tiny_supernet, analytic, tmp_path, **SMALL)
+    study = optuna.load_study(study_name="evolutionary", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    assert study.metric_names == ["loss", "parameters"]
+    frame = study.trials_dataframe()
+    assert len(frame) == 16
+    assert {"params_hidden_size", "params_ffn_ratio_0", "user_attrs_subnet", "values_loss"} <= set(frame.columns)
+    assert study.best_trials
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("def width(subnet):\n    return subnet.hidden_size\n", 48), ("width = len", None)]
+)
+def test_custom_score_from_a_file(tmp_path, text, value):
+    (tmp_path / "scores.py").write_text(text)
+    score = Score.load(f"{tmp_path / 'scores.py'}:width", maximize=True)
+    assert (score.name, score.maximize) == ("width", True)
+    if value is not None:
+        assert score.function(Subnet(48, (1,), (96,))) == value
+
+
+def test_custom_score_from_a_module():
+    assert Score.load("math:sqrt").function(9) == 3
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("sqrt", "cannot read the score 'sqrt'"),
+        ("math:", "cannot read the score"),
+        ("math:nothing", "math has no function nothing"),
+        ("math:pi", "math has no function pi"),
+        ("no_such_module:f", "cannot import no_such_module"),
+        ("missing.py:f", "there is no file missing.py"),
+    ],
+)
+def test_custom_score_that_cannot_be_loaded(reference, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Score.load(reference)
+
+
+SCRIPT = """
+import sys, time
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+from conftest import TINY, _draw_weights
+from lighthubert_hf import LightHubertConfig, LightHubertModel
+from lighthubert_hf.search import search
+from test_search import analytic
+
+def logged(subnet):
+    with open({log!r}, "a") as file:
+        file.write(subnet.key + "\\n")
+    time.sleep(0.02)
+    return analytic(subnet)
+
+model = LightHubertModel(LightHubertConfig(**TINY))
+_draw_weights(model, 0)
+search(model, logged, {out!r}, trials={trials}, population_size=5, progress=False)
+"""
+
+
+def start(tmp_path, trials=16):
+    values = {"tests": os.path.dirname(__file__), "log": str(tmp_path / "log"), "out": str(tmp_path / "out")}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT.format(**values, trials=trials)], stderr=subprocess.PIPE)
+
+
+def test_processes_share_a_search(tmp_path):
+    processes = [start(tmp_path) for _ in range(2)]
+    errors = [process.communicate(timeout=200)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    keys = (tmp_path / "log").read_text().split()
+    data = json.loads((tmp_path / "out" / "pareto.json").read_text())
+    assert len(keys) == len(set(keys)) == len(data["scored"])
+    assert all(count >= 16 for count in data["trials"].values())
+
+
+def test_killed_search_goes_on(tmp_path, tiny_supernet):
+    process = start(tmp_path, trials=40)
+    while process.poll() is None and not (
+        (tmp_path / "log").exists() and len((tmp_path / "log").read_text()) > 17 * 8
+    ):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = (tmp_path / "log").read_text().split()
+    score = Counted()
+    result = search(tiny_supernet, score, tmp_path / "out", trials=40, population_size=5, progress=False)
+    assert all(len(history) == 40 for history in result.hypervolume.values())
+    # At most the subnet that was being scored when the process died is scored again.
+    assert len(set(before) & {subnet.key for subnet in score.asked}) <= 1

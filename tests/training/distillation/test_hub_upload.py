@@ -1,0 +1,66 @@
+"""Pushing while training, to a Hub-compatible server on this machine."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, constants
+
+from lighthubert_hf import LightHubertModel
+from lighthubert_hf.training.distill import distill
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The test server, in a process of its own; this process is logged in to it."""
+    server = Path(__file__).parents[2] / "hub_server.py"
+    with subprocess.Popen([sys.executable, str(server)], stdout=subprocess.PIPE, text=True) as process:
+        settings = dict(setting.split("=") for setting in process.stdout.readline().split()[1:])
+        monkeypatch.setattr(constants, "ENDPOINT", settings["HF_ENDPOINT"])
+        template = settings["HF_ENDPOINT"] + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", settings["HF_TOKEN"])
+        yield settings["HF_ENDPOINT"]
+        process.terminate()
+
+
+def test_every_checkpoint_and_the_final_model_are_pushed(hub, tiny_recipe):
+    recipe = tiny_recipe(training={"steps": 6}, hub={"repo_id": "alice/distilled"}, checkpoint={"every": 2, "keep": 1})
+    final = distill(recipe, show_progress=False)
+    titles = [commit.title for commit in HfApi().list_repo_commits("alice/distilled")]
+    assert titles[0] == "Final model"
+    assert "Step 2" in titles  # the others may find it still running
+    loaded = LightHubertModel.from_pretrained("alice/distilled")
+    local = LightHubertModel.from_pretrained(final)
+    assert all((a == b).all() for a, b in zip(loaded.parameters(), local.parameters(), strict=True))
+    assert sorted(path.name for path in (Path(recipe.output_dir) / "checkpoints").iterdir())[-1] == "step-00000006"
+
+
+def test_a_failing_push_does_not_stop_the_training(hub, tiny_recipe, monkeypatch, caplog):
+    from lighthubert_hf.training import hub_upload
+
+    pushed = []
+
+    def unreliable(folder, repo_id, **options):
+        pushed.append(options["commit_message"])
+        if options["commit_message"] != "Final model":
+            raise ConnectionError("no network today")
+
+    monkeypatch.setattr(hub_upload, "push_folder", unreliable)
+    recipe = tiny_recipe(training={"steps": 4}, hub={"repo_id": "alice/distilled"})
+    with caplog.at_level(logging.WARNING):
+        assert distill(recipe, show_progress=False).is_dir()
+    assert pushed[-1] == "Final model"
+    assert "is not pushed: no network today" in caplog.text
+
+
+def test_no_permission_shows_before_training(hub, tiny_recipe):
+    recipe = tiny_recipe(hub={"repo_id": "somebody-else/distilled"})
+    with pytest.raises(ValueError, match="could not push to somebody-else/distilled") as error:
+        distill(recipe, show_progress=False)
+    assert "\n" not in str(error.value)
+    assert not (Path(recipe.output_dir) / "checkpoints").exists()

@@ -1,0 +1,70 @@
+"""Recipes of CTC fine-tuning: the shipped ones, overrides, and what mistakes are called."""
+
+import pytest
+import yaml
+
+from lighthubert_hf.training.ctc_recipe import load_ctc_recipe
+from lighthubert_hf.training.finetuning import finetune_ctc
+from lighthubert_hf.training.recipe import parse_recipe, shipped_recipes
+
+MINIMAL = {
+    "name": "x",
+    "output_dir": "runs/x",
+    "model": {"path": "subnet"},
+    "data": {
+        "sources": [{"path": "speech", "text_column": "text"}],
+        "evaluation": {"held_out": [{"path": "speech", "split": "test", "text_column": "text"}]},
+    },
+    "training": {"steps": 10},
+}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    return path
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.startswith("finetune-")])
+def test_shipped_recipes_are_valid_and_complete(name):
+    recipe = load_ctc_recipe(name)
+    assert recipe.name == name
+    assert parse_recipe(recipe.model_dump(mode="json"), type(recipe)) == recipe
+    twin = load_ctc_recipe(f"{name.removesuffix('-tiny')}-tiny")
+    real = load_ctc_recipe(name.removesuffix("-tiny"))
+    assert twin.model_fields_set | {"description"} == real.model_fields_set | {"description"}
+
+
+def test_the_tiny_recipe_runs(tmp_path):
+    recipe = load_ctc_recipe("finetune-ctc-tiny", [f"output_dir={tmp_path}", "training.steps=4"])
+    metrics = finetune_ctc(recipe, quiet=True)
+    assert metrics["evaluation"].keys() == {"validation", "test_sentences", "test_voice"}
+
+
+def test_overrides(file):
+    recipe = load_ctc_recipe(file, ["model.from_scratch=true", "data.evaluation.held_out.0.split=other", "lora={}"])
+    assert recipe.model.from_scratch
+    assert recipe.data.evaluation["held_out"][0].split == "other"
+    assert recipe.lora.rank == 8
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("modell.path=x", ["unknown recipe key 'modell'", "did you mean 'model'"]),
+        ("freezing.freze=encoder", ["unknown recipe key 'freezing.freze'", "did you mean 'freezing.freeze'"]),
+        ("freezing.freeze=encodr", ["'freezing.freeze' must be one of", "did you mean 'encoder'"]),
+        ("data.evaluation={held_out: [{pth: x}]}", ["'data.evaluation.held_out.0.pth'", "did you mean"]),
+        ("training.steps=0", ["'training.steps'", "greater than 0"]),
+        ("model.path=null", ["exactly one of model.path and model.random_config"]),
+        ("model.subnet=smalest", ["'model.subnet' must be one of", "did you mean 'smallest'"]),
+    ],
+)
+def test_mistakes_are_one_clear_line(file, override, words):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the words are checked below)
+        load_ctc_recipe(file, [override])
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
