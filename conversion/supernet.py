@@ -116,7 +116,7 @@ def supernet_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
     try:
         with torch.device("meta"):
             model = layout.model_class(layout.config)
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+    except (ValueError, TypeError, RuntimeError, OverflowError, KeyError) as error:
         raise ConversionError(f"{layout.weights.where}: its settings make no model: {first_line(error)}") from None
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 

@@ -67,6 +67,19 @@ class FamilyResult:
     supernet_commit: CommitInfo | None = None
     collection: str | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data for JSON."""
+        return {
+            "subnets": [result.to_dict() for result in self.subnets],
+            "supernet": self.supernet and self.supernet.to_dict(),
+            "supernet_commit": self.supernet_commit and self.supernet_commit.oid,
+            "collection": self.collection,
+        }
+
+    def __str__(self) -> str:
+        results = [*self.subnets, *([self.supernet] if self.supernet else [])]
+        return "\n".join([*map(str, results), *([f"collection: {self.collection}"] if self.collection else [])])
+
 
 def read_pareto(path: str | Path) -> Pareto:
     """Read a `pareto.json`. Keys beyond those above are ignored, those above are checked.

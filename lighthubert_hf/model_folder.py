@@ -180,9 +180,9 @@ def complete_folder(folder: Path, card: CardFacts | None = None, repo_id: str | 
     return defaults
 
 
-def load_facts(folder: Path) -> CardFacts:
+def load_facts(folder: str | Path) -> CardFacts:
     """The facts in a model folder; empty ones if it has none."""
-    path = folder / FACTS_FILE
+    path = Path(folder) / FACTS_FILE
     return CardFacts.load(path) if path.is_file() else CardFacts()
 
 

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo
 from transformers import AutoFeatureExtractor
@@ -42,6 +43,22 @@ class PushResult:
     left_out: Mapping[str, str] = field(default_factory=dict)
     commit: CommitInfo | None = None
     folder: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data for JSON."""
+        return {
+            "repo_id": self.repo_id,
+            "files": list(self.files),
+            "left_out": dict(self.left_out),
+            "commit": self.commit and self.commit.oid,
+            "url": self.commit and self.commit.commit_url,
+            "folder": self.folder and str(self.folder),
+        }
+
+    def __str__(self) -> str:
+        where = f"{self.repo_id}: {len(self.files)} files"
+        done = f"{where} in {self.commit.commit_url}" if self.commit else f"{where} would be uploaded: {self.folder}"
+        return "\n".join([done, *(f"  left out: {name} ({reason})" for name, reason in self.left_out.items())])
 
 
 def push_folder(

@@ -1,7 +1,7 @@
-"""That transformers' machinery works on our models as on its own: attention, checkpointing, dtypes, compiling, loading.
+"""That transformers' machinery works on our models as on its own: attention, checkpointing, compiling, loading.
 
-Most of this are the checks of transformers' own common model tests that apply here, written anew; test_transformers_common.py
-runs the originals where they are at hand.
+Most of these are checks of transformers' own common model tests, written anew; test_transformers_common.py runs the
+originals where they are at hand.
 """
 
 import copy
@@ -10,6 +10,7 @@ import json
 import pickle
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -69,29 +70,40 @@ def reference_flash_attention(query, key, value, softmax_scale, window_size=(-1,
 
 
 def reference_varlen(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **kwargs):
-    starts, stops = cu_seqlens_q[:-1].tolist(), cu_seqlens_q[1:].tolist()
-    rows = [
-        reference_flash_attention(
-            *(t[None, start:stop] for t in (query, key, value)),
-            kwargs["softmax_scale"],
-            kwargs.get("window_size", (-1, -1)),
-        )[0]
-        for start, stop in zip(starts, stops, strict=True)
+    bounds = zip(cu_seqlens_q[:-1].tolist(), cu_seqlens_q[1:].tolist(), strict=True)
+    rows = [[tensor[None, start:stop] for tensor in (query, key, value)] for start, stop in bounds]
+    return torch.cat([reference_flash_attention(*row, **kwargs)[0] for row in rows])
+
+
+# transformers looks which of the optional arguments a kernel has.
+reference_varlen.__signature__ = inspect.Signature(
+    [
+        *list(inspect.signature(reference_varlen).parameters.values())[:-1],
+        *list(inspect.signature(reference_flash_attention).parameters.values())[3:],
     ]
-    return torch.cat(rows)
+)
 
 
 @pytest.fixture
 def flash(monkeypatch):
-    """Flash attention's kernels need a GPU. Here are stand-ins under transformers' own wrapper, which does masks and windows."""
+    """The kernels need a GPU. Here are stand-ins under transformers' own wrapper, which does masks and windows."""
     utils = modeling_flash_attention_utils
     functions = (reference_flash_attention, reference_varlen, None, utils._pad_input, utils._unpad_input)
     monkeypatch.setattr(utils, "_loaded_implementation", None)
     monkeypatch.setattr(utils, "_lazy_imports", lambda *args, **kwargs: functions)
 
 
-@pytest.mark.parametrize("window", [None, 2, 5, 6, 40])
-@pytest.mark.parametrize("implementation", ["sdpa", "flash_attention_2", "flex_attention"])
+SLOW = {"marks": pytest.mark.slow}  # compiles a kernel for every mask
+
+
+@pytest.mark.parametrize(
+    ("implementation", "window"),
+    [
+        *product(["sdpa", "flash_attention_2"], [None, 2, 5, 6, 40]),
+        pytest.param("flex_attention", None, **SLOW),
+        pytest.param("flex_attention", 6, **SLOW),
+    ],
+)
 def test_attention_implementations_agree(flash, static, padded, implementation, window):
     """With and without padding, with and without a sliding window."""
     static.config.attention_window = window

@@ -1,6 +1,7 @@
-"""Whole searches in SQLite: what is scored, limits, resuming, joining, refusing, the report and the extracted models."""
+"""Whole searches in SQLite: what is scored, limits, resuming, joining, refusing, the report, the extracted models."""
 
 import csv
+import itertools
 import json
 import logging
 import math
@@ -74,7 +75,7 @@ def test_the_front_is_what_no_other_subnet_beats(tiny_supernet, tmp_path):
     assert [s.name for s in result.front] == [s.name for s in result.subnets if s.on_front]
     for history in result.hypervolume.values():
         assert len(history) == 16
-        assert all(0 <= a <= b + 1e-12 <= 1 for a, b in zip(history, history[1:]))
+        assert all(0 <= a <= b + 1e-12 <= 1 for a, b in itertools.pairwise(history))
 
 
 def test_evolution_beats_random_search_on_a_supernet(make_model, tmp_path):

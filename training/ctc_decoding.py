@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from transformers import PreTrainedModel, Wav2Vec2Processor
+from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2Processor
 
 from .labelled_speech import SpeechExample, batches_of_similar_length, pad_waveforms
 
@@ -20,6 +20,14 @@ def transcriptions(ids: torch.LongTensor, processor: Wav2Vec2Processor) -> list[
     """Text of every row, as transformers' pipeline writes it: repeats merged, blanks left out."""
     # With `skip_special_tokens` the tokenizer drops blanks before it merges: "all" would become "al".
     return processor.tokenizer.batch_decode(ids, skip_special_tokens=False)
+
+
+def padded_seconds(config: PretrainedConfig, batch_seconds: float) -> float:
+    """`batch_seconds`, or 0 for models that must see every utterance alone.
+
+    A group-norm front end mixes padding into every frame.
+    """
+    return 0.0 if config.feat_extract_norm == "group" else batch_seconds
 
 
 @torch.inference_mode()
@@ -40,7 +48,7 @@ def transcribe(
     model.eval()
     texts = [""] * len(examples)
     lengths = [len(example.waveform) for example in examples]
-    for indices in batches_of_similar_length(lengths, batch_seconds):
+    for indices in batches_of_similar_length(lengths, padded_seconds(model.config, batch_seconds)):
         batch = pad_waveforms([examples[index].waveform for index in indices])
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         logits = model(**batch).logits

@@ -5,12 +5,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import torch
 from transformers import Trainer, TrainerCallback, Wav2Vec2Processor
 from transformers.trainer_utils import EvalLoopOutput
 
 from lighthubert_hf.metrics import CharacterErrorRate, WordErrorRate
 
-from .ctc_decoding import greedy_ids, transcriptions
+from .ctc_decoding import greedy_ids, padded_seconds, transcriptions
 from .labelled_speech import Batch, SpeechExample, batches_of_similar_length
 from .recipe import ScheduleSection
 from .schedule import make_scheduler
@@ -76,8 +77,7 @@ class CtcTrainer(Trainer):
         return EvaluationBatches(
             self.eval_dataset if eval_dataset is None else eval_dataset,
             self.collate,
-            # A group-norm front end mixes the padding into every frame: alone, an utterance has none.
-            0.0 if self.model.config.feat_extract_norm == "group" else self.eval_batch_seconds,
+            padded_seconds(self.model.config, self.eval_batch_seconds),
             self.args.process_index,
             self.args.world_size,
         )
@@ -122,7 +122,7 @@ def error_rates(predictions: Sequence[str], references: Sequence[str]) -> dict[s
 
 
 class _DataState(TrainerCallback):
-    """Stores where the data stand in every checkpoint. Written last, it also marks the checkpoint as complete."""
+    """Stores where the data of every rank stand in every checkpoint. Rank 0 writes last: that completes it."""
 
     def __init__(self, batches):
         self.batches = batches
@@ -131,8 +131,13 @@ class _DataState(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         path = folder / _data_state_name(args.process_index)
         beside = path.with_suffix(".partial")
-        beside.write_text(json.dumps(self.batches.state))
-        os.replace(beside, path)
+        beside.write_text(json.dumps({"world_size": args.world_size, "batches": self.batches.state}))
+        if args.process_index > 0:
+            os.replace(beside, path)
+        if args.world_size > 1:
+            torch.distributed.barrier()
+        if args.process_index == 0:
+            os.replace(beside, path)
 
 
 def _data_state_name(rank: int) -> str:
@@ -145,8 +150,13 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
 
-def load_data_state(checkpoint: Path, rank: int) -> dict:
-    path = checkpoint / _data_state_name(rank)
-    if not path.is_file():
-        raise ValueError(f"{checkpoint} has no data state of rank {rank}; resume with as many processes as before")
-    return json.loads(path.read_text())
+def load_data_state(checkpoint: Path, rank: int, world_size: int) -> dict:
+    """Where the data of a rank stood.
+
+    Raises:
+        ValueError: if the checkpoint was written by another number of processes.
+    """
+    was = json.loads((checkpoint / DATA_STATE).read_text())["world_size"]
+    if was != world_size:
+        raise ValueError(f"{checkpoint} was written by {was} processes, this run has {world_size}; use as many")
+    return json.loads((checkpoint / _data_state_name(rank)).read_text())["batches"]

@@ -56,15 +56,15 @@ class DemoSettings:
     text_column: str | None = "text"
     corpus_minutes: float = 80.0
     held_out_minutes: float = 3.0
-    teacher_steps: int = 550
-    teacher_ctc_steps: int = 1100
-    stage1_steps: int = 700
-    stage2_steps: int = 1100
-    batch_seconds: float = 40.0
+    teacher_steps: int = 220
+    teacher_ctc_steps: int = 400
+    stage1_steps: int = 250
+    stage2_steps: int = 450
+    batch_seconds: float = 32.0
     search_trials: int = 150
     random_subnets: int = 8
     labelled_minutes: float = 10.0
-    ctc_steps: int = 250
+    ctc_steps: int = 150
     seed: int = 0
 
     @classmethod

@@ -1,14 +1,13 @@
 """The distillation loop: a recipe in, a model folder out; resumable, on any number of processes."""
 
+import contextlib
 import json
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import (
     ProjectConfiguration,
@@ -28,7 +27,6 @@ from .checkpoint import (
     flatten_optimizer,
     latest_checkpoint,
     load_training_state,
-    remove_partial,
     restore_optimizer,
     rotate,
     save_checkpoint,
@@ -37,21 +35,20 @@ from .checkpoint import (
 from .evaluation import evaluate, validation_subnets
 from .gradients import broadcast_parameters
 from .hub_upload import HubUploader
+from .memory import trim_every_so_often
 from .objectives import make_objective
 from .progress import TrainingLog
 from .recipe import Recipe
+from .run_folder import check_processes, claim_folder
 from .schedule import make_scheduler
 from .step import DistillationModel, StepResult, TrainingStep
 from .streaming import AudioSource
 from .student import build_student
 from .subnet_sampler import SubnetSampler
-from .teacher import Teacher, load_encoder
+from .teacher import DTYPES, Teacher, load_encoder
 from .termination import Termination
 
 logger = logging.getLogger(__name__)
-
-# What may change between two lives of a run without changing what it computes.
-FREE_TO_CHANGE = ("description", "checkpoint", "hub", "logging", "validation", "data.num_workers")
 
 
 def distill(recipe: Recipe, *, show_progress: bool = True) -> Path:
@@ -74,12 +71,12 @@ def distill(recipe: Recipe, *, show_progress: bool = True) -> Path:
     output_dir = Path(recipe.output_dir)
     accelerator = _accelerator(recipe)
     final = output_dir / "final"
-    _claim(output_dir, recipe, accelerator)
+    claim_folder(output_dir, recipe, accelerator)
     if final.exists():
         logger.info("%s is finished; nothing to do", final)
         return final
     run = _Run(recipe, accelerator, show_progress)
-    with Termination() as termination:
+    with Termination() as termination, contextlib.closing(run.log):
         interrupted = run.train(termination)
     if interrupted:
         accelerator.wait_for_everyone()  # nobody dies, and has the launcher kill the others, before the save is done
@@ -97,7 +94,7 @@ class _Run:
         self.state = load_training_state(resumed) if resumed else None
         if resumed:
             logger.info("resuming from %s", resumed)
-            _check_processes(self.state, accelerator)
+            check_processes(self.state.num_processes, accelerator)
         self._build(resumed)
         start = self.state.step if self.state else 0
         self._build_data()
@@ -114,7 +111,8 @@ class _Run:
 
     def _build(self, resumed: Path | None) -> None:
         recipe, device = self.recipe, self.accelerator.device
-        encoder = load_encoder(recipe.teacher, recipe.seed)
+        # In full precision as long as the student copies it.
+        encoder = load_encoder(recipe.teacher.model_copy(update={"dtype": "float32"}), recipe.seed)
         if resumed:
             student = LightHubertForPreTraining.from_pretrained(resumed / "pretrained_model", dtype=torch.float32)
             if recipe.student.freeze_feature_encoder:
@@ -128,7 +126,7 @@ class _Run:
             objective.load_state_dict(self.state.objective, strict=True)
         if recipe.training.gradient_checkpointing:
             student.activation_checkpointing_enable()
-        teacher = Teacher(encoder, objective.request).to(device)
+        teacher = Teacher(encoder.to(DTYPES[recipe.teacher.dtype]), objective.request).to(device)
         self.model = DistillationModel(teacher, student.to(device).train(), objective.to(device), self.accelerator)
         optimizer, self.parameter_names = make_optimizer(self.model, recipe)
         if self.state:
@@ -179,7 +177,6 @@ class _Run:
             self._count(result)
             self._after_step(data_state, stopping=bool(result.num_stopping))
             if result.num_stopping and state.step < recipe.training.steps:
-                self.log.close()
                 return True
         return False
 
@@ -191,6 +188,7 @@ class _Run:
         state.skipped_steps += result.skipped
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if result.skipped else 0
         self.log.step(state.step, result, lr, state.audio_seconds, state.skipped_steps)
+        trim_every_so_often(state.step)
         if state.skipped_in_a_row >= self.recipe.training.max_skipped_in_a_row:
             raise ValueError(
                 f"{state.skipped_in_a_row} steps in a row were not finite (up to step {state.step}); lower "
@@ -240,7 +238,6 @@ class _Run:
         )
 
     def finish(self, final: Path) -> Path:
-        self.log.close()
         if self.accelerator.is_main_process:
             save_model(final, self.model.student, self._card())
             if self.uploader:
@@ -283,53 +280,6 @@ def _accelerator(recipe: Recipe) -> Accelerator:
         log_with=list(recipe.logging.trackers) or None,
         project_config=ProjectConfiguration(project_dir=recipe.output_dir),
     )
-
-
-def _claim(output_dir: Path, recipe: Recipe, accelerator: Accelerator) -> None:
-    """Make `output_dir` this recipe's, or see that it already is."""
-    file = output_dir / "recipe.yaml"
-    problem = [""]
-    if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        remove_partial(output_dir)
-        if file.exists():
-            problem = [_difference(yaml.safe_load(file.read_text(encoding="utf-8")), recipe) or ""]
-        if not problem[0]:
-            temporary = output_dir / ".recipe.yaml.partial"
-            temporary.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-            os.replace(temporary, file)
-    broadcast_object_list(problem)
-    if problem[0]:
-        raise ValueError(f"{output_dir} holds a run with {problem[0]}; take the same recipe, or another output_dir")
-
-
-def _difference(stored: dict[str, Any], recipe: Recipe) -> str | None:
-    """The first setting that makes `recipe` another run than the stored one."""
-    before, now = _leaves(stored), _leaves(recipe.model_dump(mode="json"))
-    for key in sorted(before.keys() | now.keys()):
-        free = any(key == name or key.startswith(f"{name}.") for name in FREE_TO_CHANGE)
-        if not free and before.get(key) != now.get(key):
-            return f"{key}={before.get(key)!r}, the recipe says {now.get(key)!r}"
-    return None
-
-
-def _leaves(data: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(data, dict) or not data:
-        return {prefix: data}
-    return {
-        leaf: value
-        for key, part in data.items()
-        for leaf, value in _leaves(part, f"{prefix}.{key}" if prefix else key).items()
-    }
-
-
-def _check_processes(state: TrainingState, accelerator: Accelerator) -> None:
-    if state.num_processes != accelerator.num_processes:
-        raise ValueError(
-            f"the checkpoint is of {state.num_processes} processes, each with its own place in the data, this launch "
-            f"has {accelerator.num_processes}; launch {state.num_processes}, or start a new run (another output_dir) "
-            "with student.init=…/pretrained_model"
-        )
 
 
 def _sources(recipe: Recipe, accelerator: Accelerator) -> tuple[list[AudioSource], list[AudioSource]]:

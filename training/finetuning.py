@@ -266,9 +266,9 @@ def _trainer(
 def _arguments(recipe: CtcRecipe, quiet: bool) -> TrainingArguments:
     training, optimizer, checkpoint = recipe.training, recipe.optimizer, recipe.checkpoint
     steered = training.early_stopping_patience is not None
-    saving = {"save_strategy": "best" if steered else "no"}
+    # The oldest checkpoint is deleted just before the newest is complete, so there have to be two.
+    saving = {"save_strategy": "best" if steered else "no", "save_total_limit": 2}
     if checkpoint is not None:
-        # The newest is complete only after the oldest is gone, so one more than a single one has to be there.
         saving = {
             "save_strategy": "steps",
             "save_steps": checkpoint.every,
@@ -326,7 +326,7 @@ def _continue(trainer: CtcTrainer) -> str | None:
     if checkpoint is None:
         logger.warning("%s holds no complete checkpoint; starting at the beginning", trainer.args.output_dir)
         return None
-    trainer.batches.state = load_data_state(checkpoint, trainer.args.process_index)
+    trainer.batches.state = load_data_state(checkpoint, trainer.args.process_index, trainer.args.world_size)
     return str(checkpoint)
 
 

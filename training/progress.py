@@ -85,8 +85,9 @@ class TrainingLog:
 
     def close(self) -> None:
         self.bar.close()
-        if self.recipe.logging.trackers:
-            self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # not end_training, which also ends the process group
+            if self.active:
+                tracker.finish()
 
     def _write(self, entry: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:

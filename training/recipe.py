@@ -9,7 +9,7 @@ import types
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError
@@ -78,6 +78,12 @@ class StudentSection(Section):
         None, description="train only this subnet, extracted from `init` beforehand"
     )
     freeze_feature_encoder: bool = False
+
+    @checked(mode="after")
+    def _nothing_random_is_frozen(self):
+        if self.freeze_feature_encoder and self.init == "random":
+            raise ValueError("student.freeze_feature_encoder would keep a random front end: set student.init=teacher")
+        return self
 
 
 class LightHubertObjectiveSection(Section):
@@ -304,48 +310,52 @@ class Recipe(Section):
         return self
 
 
-def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+AnyRecipe = TypeVar("AnyRecipe", bound=Section)
+
+
+def shipped_recipes(model: type[Section] = Recipe) -> list[str]:
+    """Names of the recipes of a kind that come with the package; those of fine-tuning begin with `finetune-`."""
     folder = resources.files("lighthubert_hf.training.recipes")
-    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+    names = sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+    return [name for name in names if name.startswith("finetune-") == (model is not Recipe)]
 
 
-def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), model: type[AnyRecipe] = Recipe) -> AnyRecipe:
     """Read a recipe and apply overrides.
 
     Args:
         path_or_name: A YAML file, or the name of a shipped recipe.
         overrides: `key=value`, keys dotted (`optimizer.lr=1e-4`, `data.sources.0.path=/audio`), values in YAML.
+        model: The kind of recipe.
 
     Raises:
         FileNotFoundError: Neither a file nor a shipped recipe.
         ValueError: Not YAML, an unknown key, a wrong value; the message is one line.
     """
-    text, origin = _read(path_or_name)
+    text, origin = _read(path_or_name, shipped_recipes(model))
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"recipe {origin} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
-        raise ValueError(f"recipe {origin} must be a mapping with the keys {list(Recipe.model_fields)}")
+        raise ValueError(f"recipe {origin} must be a mapping with the keys {list(model.model_fields)}")
     for override in overrides:
         _override(data, override)
-    return parse_recipe(data)
+    return parse_recipe(data, model)
 
 
-def parse_recipe(data: dict[str, Any]) -> Recipe:
+def parse_recipe(data: dict[str, Any], model: type[AnyRecipe] = Recipe) -> AnyRecipe:
     """A recipe from plain data; ValueError with one line for the first mistake."""
     try:
-        return Recipe.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        raise ValueError(_one_line(error)) from None
+        raise ValueError(_one_line(error, model)) from None
 
 
-def _read(path_or_name: str | Path) -> tuple[str, str]:
+def _read(path_or_name: str | Path, shipped: list[str]) -> tuple[str, str]:
     path = Path(path_or_name)
     if path.is_file():
         return path.read_text(encoding="utf-8"), str(path)
-    shipped = shipped_recipes()
     if str(path_or_name) in shipped:
         file = resources.files("lighthubert_hf.training.recipes") / f"{path_or_name}.yaml"
         return file.read_text(encoding="utf-8"), str(path_or_name)
@@ -382,16 +392,16 @@ def _override(data: dict[str, Any], override: str) -> None:
             place = place[part]
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(error: ValidationError, model: type[Section]) -> str:
     """The first mistake in one line: the key, what is allowed, the nearest thing that is."""
     errors = error.errors()
     first = next(
         (e for e in errors if e["type"] == "extra_forbidden"), errors[0]
     )  # a misspelt key is also a missing one
     if isinstance(first["input"], dict):  # of a union of plain values and a section, a mapping meant the section
-        key, _ = _locate(first["loc"])
-        first = max((e for e in errors if _locate(e["loc"])[0].startswith(key)), key=lambda e: len(e["loc"]))
-    key, section = _locate(first["loc"])
+        key, _ = _locate(first["loc"], model)
+        first = max((e for e in errors if _locate(e["loc"], model)[0].startswith(key)), key=lambda e: len(e["loc"]))
+    key, section = _locate(first["loc"], model)
     kind, context, message = first["type"], first.get("ctx", {}), first["msg"].removeprefix("Value error, ")
     if kind == "value_error":  # our own checks: they name the keys themselves
         return message
@@ -412,12 +422,12 @@ def _one_line(error: ValidationError) -> str:
     return f"recipe key {key!r} must be one of {expected}, got {value!r}{_hint(str(value), expected.split(chr(39)))}"
 
 
-def _locate(loc: tuple[str | int, ...]) -> tuple[str, type[BaseModel]]:
+def _locate(loc: tuple[str | int, ...], model: type[Section]) -> tuple[str, type[BaseModel]]:
     """Dotted key of an error's place, and the section it lies in.
 
     pydantic's places also hold tags for the members of unions it tried (`SpaceSection`, `dphubert`), left out here.
     """
-    section, annotation, key = Recipe, Recipe, []
+    section, annotation, key = model, model, []
     for part in loc:
         members = _members(annotation)
         if len(members) > 1:

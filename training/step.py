@@ -1,6 +1,7 @@
 """One optimiser step: teacher once per batch, front end once per batch, encoder once per subnet."""
 
 import contextlib
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -190,7 +191,7 @@ class TrainingStep:
         statistics = reduce_statistics(torch.cat([torch.stack([loss, count]), facts]), self.parameters)
         norm = self._reduce_and_clip(frames=statistics[1])
         loss, count, seconds, num_stopping, num_with_data, norm = torch.cat([statistics, norm[None]]).tolist()
-        skipped = not self._update(finite=torch.isfinite(torch.tensor([loss, norm])).all().item() and count > 0)
+        skipped = not self._update(finite=math.isfinite(loss) and math.isfinite(norm) and count > 0)
         return StepResult(loss / max(count, 1e-9), seconds, norm, skipped, int(num_stopping), int(num_with_data))
 
     def _accumulate(
@@ -245,7 +246,7 @@ def step_seed(seed: int, step: int, rank: int, index: int) -> int:
 
 def student_stride(student: LightHubertForPreTraining) -> int:
     """Samples from one frame of the student to the next."""
-    return int(torch.tensor(student.config.conv_stride).prod())
+    return math.prod(student.config.conv_stride)
 
 
 def same_front_end(teacher: Teacher, student: LightHubertForPreTraining, mixed_precision: str) -> bool:

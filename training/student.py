@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, SearchSpace, Subnet
 
@@ -47,7 +47,9 @@ def build_student(settings: StudentSection, teacher: PreTrainedModel, seed: int)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if settings.init in ("teacher", "random"):
-            student = _fresh(settings, teacher)
+            student = LightHubertForPreTraining(fresh_config(settings, teacher.config))
+            if settings.init == "teacher":
+                _copy_weights(teacher, student)
         else:
             student = _loaded(settings, teacher.config.hidden_size)
     if settings.subnet is not None:
@@ -57,8 +59,8 @@ def build_student(settings: StudentSection, teacher: PreTrainedModel, seed: int)
     return student
 
 
-def _fresh(settings: StudentSection, teacher: PreTrainedModel) -> LightHubertForPreTraining:
-    config = teacher.config
+def fresh_config(settings: StudentSection, config: PreTrainedConfig) -> LightHubertConfig:
+    """The config of a student that is not loaded, for a teacher with `config`."""
     if settings.init == "teacher" and config.model_type not in TEACHER_INIT:
         raise ValueError(
             f"a {config.model_type} teacher's weights do not fit LightHuBERT's layers (those of "
@@ -68,10 +70,7 @@ def _fresh(settings: StudentSection, teacher: PreTrainedModel) -> LightHubertFor
     data = {name: getattr(config, name) for name in copied if hasattr(config, name)}
     data["head_dim"] = config.hidden_size // config.num_attention_heads
     data["target_size"] = config.hidden_size
-    student = LightHubertForPreTraining(_config(data, settings))
-    if settings.init == "teacher":
-        _copy_weights(teacher, student)
-    return student
+    return _config(data, settings)
 
 
 def _copy_weights(teacher: PreTrainedModel, student: LightHubertForPreTraining) -> None:

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from typing import NoReturn
 
 
 class Termination:
@@ -28,5 +29,6 @@ class Termination:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     @staticmethod
-    def die() -> None:
+    def die() -> NoReturn:
         signal.raise_signal(signal.SIGTERM)
+        raise SystemExit(128 + signal.SIGTERM)  # for a process whose own handler let it live

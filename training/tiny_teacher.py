@@ -22,6 +22,7 @@ from .audio import SAMPLING_RATE
 from .batching import Batch, training_loader, validation_loader
 from .ctc_data import build_processor, characters
 from .ctc_decoding import greedy_ids, transcriptions
+from .memory import trim_every_so_often
 from .streaming import AudioSource
 
 MANIFEST = "tiny_teacher.json"
@@ -270,7 +271,7 @@ def _fit(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     with tqdm(islice(batches, steps), total=steps, desc=description, unit="step") as progress:
-        for batch in progress:
+        for step, batch in enumerate(progress):
             loss = loss_of(batch)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -278,6 +279,7 @@ def _fit(
             schedule.step()
             optimizer.zero_grad()
             progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            trim_every_so_often(step)
 
 
 @torch.inference_mode()

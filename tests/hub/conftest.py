@@ -142,7 +142,7 @@ class Worker:
 
     def close(self) -> None:
         self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=200)
 
 
 @pytest.fixture(scope="module")

@@ -97,6 +97,8 @@ def test_family_of_a_local_supernet(hub, pareto):
     notes = {item["id"]: item["note"]["text"] for item in collection["items"]}
     assert list(notes) == names
     assert notes["acme/light-27K"].startswith("27.4k parameters, 45.6M multiply-accumulates")
+    assert [subnet["repo_id"] for subnet in json.loads(json.dumps(result.to_dict()))["subnets"]] == names[:2]
+    assert str(result).splitlines()[-1] == f"collection: {result.collection}"
 
 
 def test_extracted_weights_are_the_subnets(hub, pareto, supernet):

@@ -144,6 +144,8 @@ def test_a_folder_of_save_pretrained_is_completed_and_left_alone(hub, model, tmp
     assert set(published(hub)) >= ALWAYS
     assert set(result.left_out) == {"training_args.bin", "checkpoint-10", ".hidden"}
     assert "pickle" in result.left_out["training_args.bin"]
+    assert "left out: training_args.bin (a pickle" in str(result)
+    assert json.loads(json.dumps(result.to_dict()))["commit"] == commits(hub)[0].oid
     assert sorted(path.name for path in raw.iterdir()) == before
 
 

@@ -13,7 +13,7 @@ from lighthubert_hf import LightHubertForCTC, LightHubertModel
 from lighthubert_hf.training import finetuning
 from lighthubert_hf.training.ctc_model import Thawing, build_ctc_model
 from lighthubert_hf.training.ctc_recipe import CtcRecipe, FreezingSection, PretrainedSection
-from lighthubert_hf.training.ctc_trainer import CtcTrainer, last_complete_checkpoint
+from lighthubert_hf.training.ctc_trainer import CtcTrainer, last_complete_checkpoint, load_data_state
 from lighthubert_hf.training.finetuning import finetune_ctc
 from lighthubert_hf.training.labelled_speech import read_examples
 from lighthubert_hf.training.sources import AudioSource
@@ -377,6 +377,12 @@ class TestResume:
             finetune_ctc(self.recipe(corpus, tmp_path / "run", seed=1), resume=True, quiet=True)
         with pytest.raises(FileExistsError, match="resume it"):
             finetune_ctc(self.recipe(corpus, tmp_path / "run"), quiet=True)
+
+    def test_another_number_of_processes_is_refused(self, corpus, tmp_path):
+        self.run_until(3, self.recipe(corpus, tmp_path / "run"))
+        checkpoint = last_complete_checkpoint(tmp_path / "run" / "checkpoints")
+        with pytest.raises(ValueError, match="written by 1 processes, this run has 2"):
+            load_data_state(checkpoint, rank=0, world_size=2)
 
     def test_nothing_to_resume(self, corpus, tmp_path):
         with pytest.raises(FileNotFoundError, match="nothing to resume"):

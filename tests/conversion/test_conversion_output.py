@@ -1,0 +1,192 @@
+"""Where results go: nothing is replaced, nothing half-written, and what it costs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from golden import golden_description, original_shapes
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from lighthubert_hf.conversion import ConversionError, converter, convert
+from lighthubert_hf.conversion.checkpoint_writing import write_safetensors
+
+DESCRIPTION = golden_description()
+
+
+def run(program: str, *arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("occupied_by", ["a file", "a folder with a file", "an earlier supernet", "a dangling link"])
+def test_output_in_use_is_left_alone(occupied_by, save_original, small_space, tmp_path):
+    path, output = save_original(), tmp_path / "output"
+    if occupied_by == "a file":
+        output.write_text("mine")
+    elif occupied_by == "a folder with a file":
+        output.mkdir()
+        (output / "mine").write_text("mine")
+    elif occupied_by == "an earlier supernet":
+        convert(path, output, search_space=small_space, verify=False)
+    else:
+        output.symlink_to(tmp_path / "nowhere")
+    before = [(p.name, p.is_file() and p.read_bytes()) for p in sorted(tmp_path.rglob("*"))]
+    for options in ({"search_space": small_space}, {"to_original": True}):
+        with pytest.raises(ConversionError, match="output is in use; remove it or choose another place"):
+            convert(path, output, **options)
+    assert [(p.name, p.is_file() and p.read_bytes()) for p in sorted(tmp_path.rglob("*"))] == before
+
+
+def test_output_may_be_an_empty_or_a_new_nested_folder(save_original, small_space, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for output in (tmp_path / "empty", tmp_path / "new" / "nested"):
+        convert(save_original(), output, search_space=small_space, verify=False)
+        assert (output / "model.safetensors").is_file()
+
+
+def test_file_cannot_take_the_place_of_a_folder(make_model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises((ConversionError, FileNotFoundError), match="no file or folder|is a folder"):
+        convert("nowhere", tmp_path / "empty", to_original=True)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, RuntimeError])
+def test_interruption_leaves_nothing(error, save_original, small_space, tmp_path, monkeypatch):
+    path = save_original()
+
+    def interrupt(*args):
+        raise error
+
+    monkeypatch.setattr(converter, "_verify_supernet", interrupt)
+    before = os.listdir(tmp_path)
+    with pytest.raises(error):
+        convert(path, tmp_path / "supernet", search_space=small_space)
+    assert os.listdir(tmp_path) == before
+
+
+def test_verification_that_fails_leaves_nothing(save_original, small_space, tmp_path, monkeypatch):
+    """A layer's two FFN biases exchanged with another's on the way: every shape is right, the function is not."""
+    path = save_original()
+    original = converter.layout_original
+
+    def wrong(*args):
+        layout, cfg = original(*args)
+        first, second = (f"encoder.layers.{i}.feed_forward.intermediate_dense.bias" for i in (0, 1))
+        layout.names[first], layout.names[second] = layout.names[second], layout.names[first]
+        return layout, cfg
+
+    monkeypatch.setattr(converter, "layout_original", wrong)
+    before = os.listdir(tmp_path)
+    with pytest.raises(ConversionError, match="differs from its source by .* nothing was written"):
+        convert(path, tmp_path / "supernet", search_space=small_space)
+    assert os.listdir(tmp_path) == before
+
+
+FULL_DISK = """
+import resource, signal, sys
+from lighthubert_hf.conversion import convert
+import torch
+source, output, limit, to_original = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "True"
+space = None if to_original else {"hidden_size": [64, 128], "num_attention_heads": [1, 2], "ffn_ratio": [2.0],
+                                  "num_hidden_layers": [2]}
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    convert(source, output, search_space=space, to_original=to_original, verify=False)
+except ValueError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits file sizes the Linux way")
+@pytest.mark.parametrize("limit", [0, 1000, 100_000, 900_000])
+def test_full_disk(limit, save_original, tmp_path):
+    path = save_original()
+    before = os.listdir(tmp_path)
+    done = run(FULL_DISK, path, tmp_path / "supernet", limit, False)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written" in done.stdout
+    assert "File too large" in done.stdout
+    assert os.listdir(tmp_path) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits file sizes the Linux way")
+def test_full_disk_on_the_way_back(tmp_path):
+    from golden import original_checkpoint
+
+    torch.save(original_checkpoint(DESCRIPTION["cfg"]), tmp_path / "original.pt")
+    convert(tmp_path / "original.pt", tmp_path / "supernet", search_space=DESCRIPTION["search_space"], verify=False)
+    before = sorted(os.listdir(tmp_path))
+    done = run(FULL_DISK, tmp_path / "supernet", tmp_path / "back.pt", 1_000_000, True)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_safetensors_are_what_the_library_writes(tmp_path):
+    tensors = {
+        "a": torch.randn(3, 5),
+        "empty": torch.zeros(0, 4),
+        "transposed": torch.randn(4, 2).T,
+        "ü": torch.randn(1),
+    }
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        cast = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in cast.items()}
+        write_safetensors(tmp_path / "x", shapes, dtype, cast.items())
+        read = load_file(tmp_path / "x")
+        assert read.keys() == cast.keys()
+        assert all(torch.equal(read[name], tensor) and read[name].dtype == dtype for name, tensor in cast.items())
+        with safe_open(tmp_path / "x", "pt") as file:
+            assert file.metadata() == {"format": "pt"}
+        with pytest.raises(RuntimeError, match="a is not what the header promises"):
+            write_safetensors(tmp_path / "x", shapes | {"a": (5, 3)}, dtype, cast.items())
+        with pytest.raises(RuntimeError, match="fewer tensors"):
+            write_safetensors(tmp_path / "x", shapes, dtype, list(cast.items())[:1])
+
+
+COST = """
+import json, resource, sys, time
+from lighthubert_hf.conversion import convert
+report = convert(sys.argv[1], sys.argv[2], verify=sys.argv[3] == "True")
+print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, **report.to_dict()}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
+@pytest.mark.parametrize("verify", [False, True])
+def test_memory_of_converting_a_published_model(verify, tmp_path):
+    """The whole process, with torch and transformers in it, stays below 1.6 times the size of a 381 MB checkpoint."""
+    sizes = {
+        "encoder_embed_dim": 768,
+        "encoder_ffn_embed_dim": 3072,
+        "encoder_attention_heads": 12,
+        "teacher_embed_dim": 768,
+        "final_dim": 256,
+        "conv_feature_layers": "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2",
+    }
+    cfg = DESCRIPTION["cfg"] | sizes
+    # Values do not matter here; the norm of the positional convolution's weight must not be zero.
+    weights = {name: torch.full(shape, 0.01) for name, shape in original_shapes(cfg).items()}
+    checkpoint = {"cfg": {"model": cfg, "task": {"normalize": True}}, "model": weights}
+    path = tmp_path / "original.pt"
+    torch.save(checkpoint, path)
+    size = path.stat().st_size
+    assert 380e6 < size < 382e6
+    done = run(COST, path, tmp_path / "supernet", verify)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["peak"] < 1.6 * size
+    assert (answer["max_difference"] is not None) == verify
+    assert answer["num_parameters"] == 94_969_088
