@@ -2,7 +2,6 @@
 
 from .converter import ConversionReport, convert
 from .errors import ConversionError
-from .extracting import extract_to_folder, load_encoder, load_lighthubert, read_subnet
 from .onnx import OnnxReport, export_onnx
 from .plain_hubert import save_plain_hubert
 
@@ -12,9 +11,5 @@ __all__ = [
     "OnnxReport",
     "convert",
     "export_onnx",
-    "extract_to_folder",
-    "load_encoder",
-    "load_lighthubert",
-    "read_subnet",
     "save_plain_hubert",
 ]

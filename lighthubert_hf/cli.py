@@ -135,7 +135,7 @@ def extract(
     revision: Annotated[str | None, typer.Option(help="Revision of SUPERNET on the Hub.")] = None,
 ) -> None:
     """Cut a subnet out of a supernet and save it as a model of its own."""
-    from .conversion import extract_to_folder
+    from .publishing import extract_to_folder
 
     typer.echo(str(extract_to_folder(supernet, output, subnet=subnet, plain_hubert=plain_hubert, revision=revision)))
 
@@ -179,7 +179,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find the subnets that trade quality against cost best. Ctrl-C loses nothing."""
-    from .conversion import load_lighthubert
+    from .loading import load_lighthubert
     from .search import Score, search
     from .search_costs import Cost, Limit
 
@@ -227,7 +227,7 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Parameters, MACs, and time measured on this machine, part by part."""
-    from .conversion import load_encoder
+    from .loading import load_encoder
     from .profiling import profile
 
     result = profile(load_encoder(model), seconds or (1.0, 10.0), batch or (1,), repeats=repeats, progress=not as_json)

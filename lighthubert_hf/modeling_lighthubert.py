@@ -4,6 +4,7 @@ One class serves both. With `config.search_space` the layers are elastic and run
 chose; without it they are ordinary static layers. State-dict names are those of [`~transformers.HubertModel`].
 """
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -388,6 +389,16 @@ class LightHubertPreTrainedModel(PreTrainedModel):
         from .extraction import to_hubert
 
         return to_hubert(self)
+
+    def push_to_hub(self, repo_id: str, **kwargs):
+        """As [`~transformers.PreTrainedModel.push_to_hub`], with all that a reader needs, in one commit.
+
+        Takes `card` (`lighthubert_hf.model_card.CardFacts`) and `processor`, too; see
+        `lighthubert_hf.publishing.push_model`. Where that is not installed it is transformers' own.
+        """
+        if importlib.util.find_spec("lighthubert_hf") is None:  # this code came with the model
+            return super().push_to_hub(repo_id, **kwargs)
+        return importlib.import_module("lighthubert_hf.publishing").push_model(self, repo_id, **kwargs)
 
     def freeze_feature_encoder(self) -> None:
         """Keep the convolutional front end as it is during training."""

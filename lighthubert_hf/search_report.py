@@ -122,7 +122,7 @@ def _png(result: "SearchResult") -> bytes:
     right.set(xlabel="subnets tried", ylabel="hypervolume", title="share of the box the front dominates")
     right.legend()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
 
 

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ class Studies:
 
     def __post_init__(self):
         self._storage = _open_storage(self.folder)
+        self._studies: dict[str, Study] = {}
 
     def run(self, algorithm: str, evolves: bool, trials: int, progress: bool) -> None:
         """Score subnets until `trials` different ones are in the study, or no further one is allowed.
@@ -88,7 +90,8 @@ class Studies:
             load_if_exists=True,
         )
         if "settings" not in study.user_attrs:
-            study.set_metric_names([self.settings["score"], *self.objectives])
+            with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+                study.set_metric_names([self.settings["score"], *self.objectives])
             study.set_user_attr("settings", self.settings)
         _check_study(study, self.settings, self.folder)
         return study
@@ -121,10 +124,12 @@ class Studies:
         return score
 
     def _finished(self) -> dict[str, list[optuna.trial.FrozenTrial]]:
-        names = sorted(optuna.get_all_study_names(self._storage))
-        studies = {name: optuna.load_study(study_name=name, storage=self._storage) for name in names}
+        for name in optuna.get_all_study_names(self._storage):
+            if name not in self._studies:
+                self._studies[name] = optuna.load_study(study_name=name, storage=self._storage)
         return {
-            name: study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]) for name, study in studies.items()
+            name: self._studies[name].get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+            for name in sorted(self._studies)
         }
 
     def _known_scores(self) -> dict[str, float]:

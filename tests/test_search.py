@@ -21,7 +21,7 @@ from lighthubert_hf.search import Score, search, supernet_fingerprint
 from lighthubert_hf.search_costs import Cost, Limit
 from lighthubert_hf.search_report import to_json
 
-SMALL = {"trials": 16, "population_size": 5, "progress": False}
+SMALL = {"trials": 10, "population_size": 4, "progress": False}
 
 
 def analytic(subnet: Subnet) -> float:
@@ -50,8 +50,8 @@ def test_both_algorithms_share_a_budget_and_the_scores(tiny_supernet, tmp_path):
     score = Counted()
     result = search(tiny_supernet, score, tmp_path, **SMALL)
     evolved, drawn = found_by(result, "evolutionary"), found_by(result, "random")
-    assert len(evolved) == len(drawn) == 16
-    assert len(score.asked) == len(set(score.asked)) == len(result.subnets) <= 32 - 5  # they begin with the same five
+    assert len(evolved) == len(drawn) == 10
+    assert len(score.asked) == len(set(score.asked)) == len(result.subnets) <= 20 - 4  # they begin with the same four
     space = tiny_supernet.search_space
     for anchor in (space.smallest(), Subnet.from_dict(tiny_supernet.config.default_subnet), space.largest()):
         assert anchor in evolved
@@ -74,38 +74,8 @@ def test_the_front_is_what_no_other_subnet_beats(tiny_supernet, tmp_path):
         assert scored.on_front == (not beaten)
     assert [s.name for s in result.front] == [s.name for s in result.subnets if s.on_front]
     for history in result.hypervolume.values():
-        assert len(history) == 16
+        assert len(history) == 10
         assert all(0 <= a <= b + 1e-12 <= 1 for a, b in itertools.pairwise(history))
-
-
-def test_evolution_beats_random_search_on_a_supernet(make_model, tmp_path):
-    """A real model's error against its own largest subnet; the mean over seeds, as one search may be lucky."""
-    model = make_model(LightHubertModel)
-    audio = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
-    space, scores = model.search_space, {}
-    with torch.inference_mode():
-        features = model.extract_features(audio)
-
-        def run(subnet):
-            with model.subnet_activated(subnet):
-                return model.encode(features).last_hidden_state
-
-        target = run(space.largest())
-
-        def score(subnet):
-            if subnet not in scores:
-                states = run(subnet)
-                scores[subnet] = (states - target[..., : states.shape[-1]]).abs().mean().item() + 1 / states.shape[-1]
-            return scores[subnet]
-
-        final = [
-            {name: history[-1] for name, history in result.hypervolume.items()}
-            for seed in range(3)
-            for result in [
-                search(model, score, tmp_path / str(seed), trials=60, population_size=10, seed=seed, progress=False)
-            ]
-        ]
-    assert sum(volumes["evolutionary"] - volumes["random"] for volumes in final) > 0
 
 
 def test_limits_hold_and_the_anchors_remain_for_comparison(tiny_supernet, tmp_path):
@@ -129,7 +99,7 @@ def test_limit_nobody_can_meet_scores_nothing(tiny_supernet, tmp_path):
     assert not score.asked
 
 
-@pytest.mark.parametrize("stop_after", [1, 4, 12, 20])
+@pytest.mark.parametrize("stop_after", [1, 7, 13])
 def test_interrupted_search_goes_on_as_if_it_had_not_been(tiny_supernet, tmp_path, stop_after):
     whole = search(tiny_supernet, analytic, tmp_path / "whole", **SMALL)
     score = Counted(stop_after)
@@ -150,15 +120,15 @@ def test_search_goes_on_after_an_error_of_the_score(tiny_supernet, tmp_path):
 
     with pytest.raises(RuntimeError, match="out of paper"):
         search(tiny_supernet, broken, tmp_path, **SMALL)
-    assert len(search(tiny_supernet, analytic, tmp_path, **SMALL).hypervolume["random"]) == 16
+    assert len(search(tiny_supernet, analytic, tmp_path, **SMALL).hypervolume["random"]) == 10
 
 
 def test_more_trials_continue_a_finished_search(tiny_supernet, tmp_path):
     first, second = Counted(), Counted()
     search(tiny_supernet, first, tmp_path, **SMALL)
-    result = search(tiny_supernet, second, tmp_path, **SMALL | {"trials": 24})
+    result = search(tiny_supernet, second, tmp_path, **SMALL | {"trials": 14})
     assert not set(first.asked) & set(second.asked)
-    assert len(result.hypervolume["evolutionary"]) == 24
+    assert len(result.hypervolume["evolutionary"]) == 14
 
 
 def test_seeds(tiny_supernet, tmp_path):
@@ -180,7 +150,7 @@ def test_another_supernet_or_other_settings_are_refused(tiny_supernet, make_mode
         ({"seed": 1}, "seed was 0, now 1"),
         ({"objectives": [Cost("macs")]}, r"objectives was \['loss', 'parameters'\], now"),
         ({"limits": [Limit.parse("params", "1G")]}, "limits was {}, now"),
-        ({"population_size": 4}, "population_size was 5, now 4"),
+        ({"population_size": 5}, "population_size was 4, now 5"),
     ]:
         with pytest.raises(ValueError, match=message):
             search(tiny_supernet, analytic, tmp_path, **{"supernet": "me/first"} | SMALL | changes)
@@ -225,7 +195,7 @@ def test_nan_counts_as_the_worst(tiny_supernet, tmp_path, caplog):
 
 def test_wrong_settings(tiny_supernet, make_model, tmp_path):
     for changes, message in [
-        ({"trials": 9}, "trials must be at least 10"),
+        ({"trials": 7}, "trials must be at least 8"),
         ({"population_size": 1}, "population_size must be at least 2"),
         ({"algorithms": ["simulated annealing"]}, "algorithms must be of"),
         ({"algorithms": []}, "algorithms must be of"),
@@ -300,7 +270,7 @@ def test_study_opens_in_optuna(tiny_supernet, tmp_path):
     study = optuna.load_study(study_name="evolutionary", storage=f"sqlite:///{tmp_path / 'study.db'}")
     assert study.metric_names == ["loss", "parameters"]
     frame = study.trials_dataframe()
-    assert len(frame) == 16
+    assert len(frame) == 10
     assert {"params_hidden_size", "params_ffn_ratio_0", "user_attrs_subnet", "values_loss"} <= set(frame.columns)
     assert study.best_trials
 

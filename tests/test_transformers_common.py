@@ -3,7 +3,7 @@
 They are in transformers' source distribution, not in its wheel, so they run where that is at hand:
 
     pip download --no-deps --no-binary :all: transformers==5.23.0 && tar xzf transformers-5.23.0.tar.gz
-    TRANSFORMERS_SOURCE=transformers-5.23.0 pytest tests/test_transformers_common.py
+    TRANSFORMERS_SOURCE=transformers-5.23.0 pytest -o addopts= tests/test_transformers_common.py
 
 `pip install parameterized` too. docs/model.md says which of them apply and pass.
 """

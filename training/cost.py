@@ -2,7 +2,7 @@
 
     python -m lighthubert_hf.training.cost RECIPE [key=value …] [--tflops 100]
 
-Operations are counted by torch's own counter on models without storage, so that nothing is computed; how fast a machine
+Operations are counted by torch's own counter on models without storage: nothing is computed. How fast a machine
 does them is for a measurement to say (`audio_per_second` in `log.jsonl`).
 """
 
@@ -99,9 +99,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--processes", type=int, default=8, help="processes that take part (default: 8)")
     parser.add_argument("--tflops", type=float, help="sustained TFLOP/s per process, for an estimate of its hours")
-    arguments = parser.parse_args()
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
-    cost = count_cost(recipe)
+    arguments = parser.parse_intermixed_args()
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        cost = count_cost(recipe)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{' '.join(str(error).split())}\n")
     step = recipe.data.batch_seconds * recipe.training.accumulation * arguments.processes
     hours = recipe.training.steps * step / 3600
     flop = hours * 3600 * cost.total

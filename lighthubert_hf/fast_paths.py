@@ -1,11 +1,45 @@
-"""Keeps what fast paths compute from weights (packed, folded, transformed) until those weights change."""
+"""When a fast path may stand in for plain modules, and where it keeps what it computes from their weights.
 
-from collections.abc import Callable, Sequence
+A fast path computes what the modules would. It must not run where somebody records or transforms the computation
+(tracing, export, compilation), has put something in a module's place (adapters, quantisation), or watches it (hooks).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 _SAMPLES = 64
+
+
+def runs_plainly(tensors: Iterable[torch.Tensor], dtypes: Sequence[torch.dtype]) -> bool:
+    """Whether an operation on `tensors` is simply executed, on a CPU, in the one of `dtypes` that all of them have.
+
+    Subclasses of `torch.Tensor` (fake, quantised, distributed) mean something else than their numbers: no.
+    """
+    tensors = list(tensors)
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch.onnx.is_in_onnx_export()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.is_autocast_enabled("cpu")
+        and tensors[0].dtype in dtypes
+        and all(
+            type(tensor) in (torch.Tensor, nn.Parameter) and tensor.is_cpu and tensor.dtype == tensors[0].dtype
+            for tensor in tensors
+        )
+    )
+
+
+def wants_gradients(tensors: Iterable[torch.Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def is_watched(*modules: nn.Module) -> bool:
+    """Whether one of `modules` has forward hooks, which a fast path past it would not call."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 class WeightCache:

@@ -1,0 +1,46 @@
+"""Loading by name for the command line: folders and Hub ids, with errors a user can act on."""
+
+from pathlib import Path
+
+
+def load_lighthubert(name: str, revision: str | None = None):
+    """The LightHuBERT model saved in a folder or Hub repository, with the head it was saved with, for evaluation.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is a model of another kind.
+    """
+    from transformers import AutoConfig
+
+    import lighthubert_hf
+
+    config = _loaded(AutoConfig, name, revision)
+    if config.model_type != "lighthubert":
+        raise ValueError(
+            f"{name} is a {config.model_type} model, not a LightHuBERT; `lighthubert convert` makes a supernet of it"
+        )
+    architecture = (config.architectures or ["LightHubertModel"])[0]
+    return _loaded(getattr(lighthubert_hf, architecture), name, revision).eval()
+
+
+def load_encoder(name: str, revision: str | None = None):
+    """Any encoder that `AutoModel` loads, for evaluation.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    from transformers import AutoModel
+
+    from .auto import register
+
+    register()
+    return _loaded(AutoModel, name, revision).eval()
+
+
+def _loaded(cls, name: str, revision: str | None):
+    try:
+        return cls.from_pretrained(name, revision=revision)
+    except OSError as error:
+        first = str(error).strip().splitlines()[0]
+        what = "folder" if Path(name).is_dir() else "folder, and no Hub id that can be reached"
+        raise FileNotFoundError(f"no model can be loaded from {name}: no complete {what} ({first})") from None

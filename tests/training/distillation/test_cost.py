@@ -1,0 +1,46 @@
+"""Counted work of recipes."""
+
+import subprocess
+import sys
+
+import pytest
+from test_step import make_batch, make_step
+from torch.utils.flop_counter import FlopCounterMode
+
+from lighthubert_hf.training.cost import count_cost
+from lighthubert_hf.training.recipe import load_recipe
+
+
+def test_counts_agree_with_a_real_step(tiny_recipe):
+    """Ten seconds of audio through a real training step, counted while it runs."""
+    recipe = tiny_recipe(sampler={"kind": "largest"}, masking=None)
+    step = make_step(recipe)
+    with FlopCounterMode(display=False) as counter:
+        step.run(0, [make_batch([160000])], [step.model.student.search_space.largest()])
+    cost = count_cost(recipe)
+    # The real step skips the gradient with respect to the audio, and the counter knows no fused CPU attention.
+    assert cost.total * 10 == pytest.approx(counter.get_total_flops(), rel=0.15)
+
+
+def test_what_is_not_run_is_not_counted(tiny_recipe):
+    base = count_cost(tiny_recipe(sampler={"kind": "largest"}))
+    frozen = count_cost(tiny_recipe(sampler={"kind": "largest"}, student={"freeze_feature_encoder": True}))
+    assert (frozen.front_end, frozen.encoder) == (0, base.encoder)
+    sandwich = count_cost(tiny_recipe(sampler={"kind": "sandwich"}))
+    assert base.encoder < sandwich.encoder < 3 * base.encoder
+    assert count_cost(tiny_recipe(objective={"name": "armhubert"})).teacher == 2 * base.teacher
+
+
+def test_the_economical_recipe_keeps_its_budget():
+    """24 A100-hours at a third of the peak, 100 TFLOP/s."""
+    recipe = load_recipe("economical", ["teacher.path=null", "teacher.random_config={}"])
+    audio = recipe.training.steps * recipe.data.batch_seconds * 4
+    assert audio * count_cost(recipe).total / 100e12 / 3600 < 24
+
+
+def test_command():
+    command = [sys.executable, "-m", "lighthubert_hf.training.cost", "lighthubert-small"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "add student.init=random" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
