@@ -44,6 +44,9 @@ class PackedConv:
             self.shared = (taps[0] + taps[2]).contiguous()
         else:
             self.weight = taps.reshape(-1, self.out_channels).contiguous()
+            # Overlapping windows of a single channel are copied inside the product, which costs least.
+            whole = [slice(0, self.kernel)]
+            self.parts = whole if self.in_channels == 1 else window_parts(len(self.weight), stride * self.in_channels)
 
     def rows_in(self, rows: int) -> int:
         """Input rows that `rows` output rows see."""
@@ -63,34 +66,38 @@ class PackedConv:
             self._multiply_windows(source, rows, out[:rows])
 
     def _multiply_windows(self, source: torch.Tensor, rows: int, out: torch.Tensor) -> None:
-        step, width = self.stride * self.in_channels, self.kernel * self.in_channels
-        if width <= step or self.in_channels == 1:  # windows of one channel may overlap: torch copies them
-            torch.mm(_windows(source, rows, step, 0, width), self.weight, out=out)
-            return
-        # The rows of a BLAS matrix cannot overlap, but those of several side by side need not.
-        torch.mm(_windows(source, rows, step, 0, step), self.weight[:step], out=out)
-        for start in range(step, width, step):
-            stop = min(start + step, width)
-            out.addmm_(_windows(source, rows, step, start, stop), self.weight[start:stop])
+        step = self.stride * self.in_channels
+        first, *others = self.parts
+        torch.mm(windows(source, rows, step, first), self.weight[first], out=out)
+        for part in others:
+            out.addmm_(windows(source, rows, step, part), self.weight[part])
 
     def _multiply_pairs(self, source: torch.Tensor, pairs: int, out: torch.Tensor) -> None:
         """Rows come in fours: e0, odd, e1, odd. The differences take the places of e0 and e1, beside the odd rows."""
         channels = self.in_channels
         step = 4 * channels
-        e0, e1, e2 = (_windows(source, pairs, step, row * channels, (row + 1) * channels) for row in (0, 2, 4))
+        e0, e1, e2 = (windows(source, pairs, step, slice(row * channels, (row + 1) * channels)) for row in (0, 2, 4))
         even, odd = out[: 2 * pairs].view(pairs, 2, self.out_channels).unbind(1)
         torch.mm(e1, self.shared, out=even)
         odd.copy_(even)
         difference = e0 - e1
         torch.sub(e2, e1, out=e1)
         e0.copy_(difference)
-        even.addmm_(_windows(source, pairs, step, 0, 2 * channels), self.first)
-        odd.addmm_(_windows(source, pairs, step, 2 * channels, step), self.second)
+        even.addmm_(windows(source, pairs, step, slice(0, 2 * channels)), self.first)
+        odd.addmm_(windows(source, pairs, step, slice(2 * channels, step)), self.second)
 
 
-def _windows(source: torch.Tensor, rows: int, step: int, start: int, stop: int) -> torch.Tensor:
-    """Elements `start` to `stop` of `rows` windows that lie `step` elements apart in `source`, as a matrix."""
-    return source.as_strided((rows, stop - start), (step, 1), source.storage_offset() + start)
+def windows(source: torch.Tensor, rows: int, step: int, part: slice) -> torch.Tensor:
+    """A part of each of `rows` windows, which begin `step` elements apart in the contiguous `source`, as a matrix."""
+    return source.as_strided((rows, part.stop - part.start), (step, 1), source.storage_offset() + part.start)
+
+
+def window_parts(width: int, step: int) -> list[slice]:
+    """Cuts windows of `width` elements so that each part of them, `step` apart, overlaps no other window's.
+
+    The rows of a matrix that BLAS takes as it lies must not overlap.
+    """
+    return [slice(start, min(start + step, width)) for start in range(0, width, step)]
 
 
 class Layer(NamedTuple):
@@ -179,7 +186,7 @@ def _window_moments(wave: torch.Tensor, offset: torch.Tensor, kernel: int, strid
     for start in range(0, frames, 1 << 16):
         stop = min(start + (1 << 16), frames)
         seen = wave[start * stride : (stop - 1) * stride + kernel].double() - offset
-        windows = seen.unfold(0, kernel, stride)
-        mean += windows.sum(0)
-        second += windows.T @ windows
+        seen = seen.unfold(0, kernel, stride)
+        mean += seen.sum(0)
+        second += seen.T @ seen
     return mean / frames, second / frames

@@ -1,17 +1,17 @@
 """One layer of the convolutional front end with its gradients, as matrix products on channels-last rows.
 
 As in `channels_last`, convolutions are products with views. What autograd would make of those views (a scatter each)
-is written out here: gradients are products into views of the same shape. Of a layer's intermediate results only the
-convolution's output is kept; norm and activation are computed again, tile by tile, when the gradient comes.
+is written out here: gradients are products into views of the same shape. Norm and activation are not kept but computed
+again, tile by tile, when the gradient comes.
 """
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .channels_last import windows
+from .channels_last import window_parts, windows
 
-TILE_ROWS = 1024
+TILE_ROWS = 1024  # measured: what one tile's products, norm and activation touch should stay in the cache
 
 
 class ConvNormGelu(torch.autograd.Function):
@@ -32,24 +32,24 @@ class ConvNormGelu(torch.autograd.Function):
         channels, in_channels, kernel = weight.shape
         rows, step = (len(source) - kernel) // stride + 1, stride * in_channels
         taps = weight.permute(2, 1, 0).reshape(-1, channels)
-        parts = _parts(len(taps), step, overlap=in_channels == 1)
-        convolved, out = (source.new_empty(rows, channels) for _ in range(2))
-        statistics = []
+        parts = window_parts(len(taps), step)
+        convolved, out = source.new_empty(rows, channels), source.new_empty(rows, channels)
+        moments = []
         for tile in _tiles(rows):
-            mixed, inputs = convolved[tile], source[tile.start * stride :]
+            mixed = convolved[tile]
             for part in parts:
-                view = windows(inputs, len(mixed), step, part)
-                torch.mm(view, taps[part], out=mixed) if part is parts[0] else mixed.addmm_(view, taps[part])
+                view = windows(source[tile.start * stride :], len(mixed), step, part)
+                torch.mm(view, taps[part], out=mixed) if part.start == 0 else mixed.addmm_(view, taps[part])
             if bias is not None:
                 mixed += bias
             normed = mixed
             if gamma is not None:
-                normed, *moments = torch.native_layer_norm(mixed, (channels,), gamma, beta, eps)
-                statistics.append(moments)
+                normed, *of_tile = torch.native_layer_norm(mixed, gamma.shape, gamma, beta, eps)
+                moments.append(of_tile)
             torch.ops.aten.gelu.out(normed, out=out[tile])
-        mean, rstd = (torch.cat(column) for column in zip(*statistics)) if statistics else (None, None)
+        mean, rstd = map(torch.cat, zip(*moments)) if moments else (None, None)
         ctx.save_for_backward(source, taps, gamma, beta, convolved, mean, rstd)
-        ctx.kernel, ctx.step, ctx.parts, ctx.eps = kernel, step, parts, eps
+        ctx.kernel, ctx.stride, ctx.parts, ctx.eps = kernel, stride, parts, eps
         return out
 
     @staticmethod
@@ -59,41 +59,37 @@ class ConvNormGelu(torch.autograd.Function):
         wants_source, wants_weight, wants_bias, wants_gamma, wants_beta, *_ = ctx.needs_input_grad
         grad_source = torch.zeros_like(source) if wants_source else None
         grad_taps = torch.zeros_like(taps) if wants_weight else None
-        sums = taps.new_zeros(3, taps.shape[1])  # gradients of gamma, beta and the convolution's bias
-        stride = ctx.step // source.shape[1]
+        grad_bias, grad_gamma, grad_beta = taps.new_zeros(3, taps.shape[1])
+        step = ctx.stride * source.shape[1]
         for tile in _tiles(len(convolved)):
             grad, mixed = grad_out[tile], convolved[tile]
             if gamma is None:
                 grad = torch.ops.aten.gelu_backward(grad, mixed)
             else:
-                moments = mean[tile], rstd[tile]
                 normed = F.layer_norm(mixed, gamma.shape, gamma, beta, ctx.eps)
-                grad = torch.ops.aten.gelu_backward(grad, normed)
-                grad, *of_norm = torch.ops.aten.native_layer_norm_backward(
-                    grad, mixed, gamma.shape, *moments, gamma, beta, [True, wants_gamma, wants_beta]
-                )
-                for total, part in zip(sums, of_norm):
-                    if part is not None:
-                        total += part
+                grad, of_gamma, of_beta = torch.ops.aten.native_layer_norm_backward(
+                    torch.ops.aten.gelu_backward(grad, normed),
+                    mixed, gamma.shape, mean[tile], rstd[tile], gamma, beta, [True, True, True],
+                )  # fmt: skip
+                grad_gamma += of_gamma
+                grad_beta += of_beta
             if wants_bias:
-                sums[2] += grad.sum(0)
+                grad_bias += grad.sum(0)
             for part in ctx.parts:
                 if wants_weight:
-                    view = windows(source[tile.start * stride :], len(grad), ctx.step, part)
-                    grad_taps[part].addmm_(view.T, grad)
+                    grad_taps[part].addmm_(windows(source[tile.start * ctx.stride :], len(grad), step, part).T, grad)
                 if wants_source:
-                    view = windows(grad_source[tile.start * stride :], len(grad), ctx.step, part)
-                    view.addmm_(grad, taps[part].T)
+                    windows(grad_source[tile.start * ctx.stride :], len(grad), step, part).addmm_(grad, taps[part].T)
         grad_weight = grad_taps.view(ctx.kernel, source.shape[1], -1).permute(2, 1, 0) if wants_weight else None
-        kept = [total if wanted else None for total, wanted in zip(sums, (wants_gamma, wants_beta, wants_bias))]
-        return grad_source, grad_weight, kept[2], kept[0], kept[1], None, None
-
-
-def _parts(width: int, step: int, overlap: bool) -> list[slice]:
-    """A window of `width` elements, cut so that pieces of windows `step` apart do not overlap (unless allowed)."""
-    if overlap:
-        return [slice(0, width)]
-    return [slice(start, min(start + step, width)) for start in range(0, width, step)]
+        return (
+            grad_source,
+            grad_weight,
+            grad_bias if wants_bias else None,
+            grad_gamma if wants_gamma else None,
+            grad_beta if wants_beta else None,
+            None,
+            None,
+        )
 
 
 def _tiles(rows: int) -> list[slice]:

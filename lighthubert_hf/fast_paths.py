@@ -1,7 +1,8 @@
 """When a fast path may stand in for plain modules, and where it keeps what it computes from their weights.
 
 A fast path computes what the modules would. It must not run where somebody records or transforms the computation
-(tracing, export, compilation), has put something in a module's place (adapters, quantisation), or watches it (hooks).
+(tracing, export, compilation, counting of FLOP), has put something else in a module's place (adapters, quantisation),
+or watches it (hooks).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -9,8 +10,23 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.activations import GELUActivation
+
+PRECISE = (torch.float32, torch.float64)
+HALF_OR_MORE = (*PRECISE, torch.bfloat16, torch.float16)
 
 _SAMPLES = 64
+
+
+def is_recorded() -> bool:
+    """Whether the computation is traced, exported, compiled, transformed or watched by a dispatch mode."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch.onnx.is_in_onnx_export()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
 
 
 def runs_plainly(tensors: Iterable[torch.Tensor], dtypes: Sequence[torch.dtype]) -> bool:
@@ -18,18 +34,13 @@ def runs_plainly(tensors: Iterable[torch.Tensor], dtypes: Sequence[torch.dtype])
 
     Subclasses of `torch.Tensor` (fake, quantised, distributed) mean something else than their numbers: no.
     """
-    tensors = list(tensors)
+    first, *others = tensors
     return (
-        not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch.onnx.is_in_onnx_export()
-        and not torch._C._are_functorch_transforms_active()
+        first.dtype in dtypes
+        and not is_recorded()
         and not torch.is_autocast_enabled("cpu")
-        and tensors[0].dtype in dtypes
-        and all(
-            type(tensor) in (torch.Tensor, nn.Parameter) and tensor.is_cpu and tensor.dtype == tensors[0].dtype
-            for tensor in tensors
-        )
+        and all(tensor.dtype == first.dtype for tensor in others)
+        and all(type(tensor) in (torch.Tensor, nn.Parameter) and tensor.is_cpu for tensor in (first, *others))
     )
 
 
@@ -37,9 +48,24 @@ def wants_gradients(tensors: Iterable[torch.Tensor]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
+def activate(activation: nn.Module, linear: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    """`activation(linear(hidden_states))`, in the place of the linear layer's output where nobody else can hold that."""
+    hidden_states = linear(hidden_states)
+    if (
+        type(activation) is GELUActivation
+        and not hidden_states.requires_grad
+        and runs_plainly([hidden_states], HALF_OR_MORE)
+        and isinstance(linear, nn.Linear)
+        and not is_watched(activation, linear)
+    ):
+        return torch.ops.aten.gelu.out(hidden_states, out=hidden_states)
+    return activation(hidden_states)
+
+
 def is_watched(*modules: nn.Module) -> bool:
-    """Whether one of `modules` has forward hooks, which a fast path past it would not call."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    """Whether one of `modules` has hooks, which a fast path past it would not call."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for module in modules for kind in kinds)
 
 
 class WeightCache:
@@ -53,11 +79,14 @@ class WeightCache:
     """
 
     def __init__(self):
-        self._entry: tuple | None = None
+        self._entry: tuple[list, list[torch.Tensor], Any, list[torch.Tensor]] | None = None
 
-    def get(self, tensors: Sequence[torch.Tensor], compute: Callable[[], Any]) -> Any:
-        """What `compute()` returns. It runs without gradients and outside inference mode."""
-        keys = [_identity(tensor) for tensor in tensors]
+    def get(self, tensors: Sequence[torch.Tensor], compute: Callable[[], Any], part: Any = None) -> Any:
+        """What `compute()` returns; it runs without gradients and outside inference mode.
+
+        `part` names what else it depends on: which part of the tensors is used.
+        """
+        keys = [part, *map(_identity, tensors)]
         entry = self._entry  # read once: another thread may replace it
         if entry is not None and entry[0] == keys and all(map(torch.equal, map(_sample, tensors), entry[1])):
             return entry[2]

@@ -4,16 +4,17 @@ Weights and state-dict names are those of [`~transformers.HubertModel`]'s `featu
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .channels_last import Layer, PackedConv, fold_group_norm, run_layers
-from .weight_cache import WeightCache
-
-FAST_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from .channels_last_autograd import ConvNormGelu
+from .fast_paths import HALF_OR_MORE, PRECISE, WeightCache, is_watched, runs_plainly, wants_gradients
 
 
 class ConvLayer(GradientCheckpointingLayer):
@@ -85,8 +86,12 @@ def conv_output_lengths(lengths, config, num_layers: int | None = None):
 
 def receptive_field(config) -> int:
     """Samples one output frame sees: 400 for HuBERT's seven layers (25 ms at 16 kHz)."""
+    return _receptive_field(config.conv_kernel, config.conv_stride)
+
+
+def _receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
     field, hop = 1, 1
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride):
+    for kernel, stride in zip(kernels, strides):
         field += (kernel - 1) * hop
         hop *= stride
     return field
@@ -116,18 +121,19 @@ class FeatureEncoder(nn.Module):
             input_values: `(batch, samples)`.
             lengths: valid samples of each row, `(batch,)`. Frames that see any other are zero.
 
-        Without gradients, on a CPU, this is computed channels-last as in `channels_last`, to 1e-5 the same.
+        On a CPU this is computed channels-last, to 1e-5 the same, where nothing speaks against it: see `channels_last`
+        for evaluation, `channels_last_autograd` for training. The latter can be differentiated once.
         """
-        if self._can_run_packed(input_values):
-            return self._run_packed(input_values, lengths)
+        if self._is_as_built(input_values):
+            if not wants_gradients([input_values, *self.parameters()]):
+                return self._run_packed(input_values, lengths)
+            if self._can_train_channels_last(input_values):
+                return self._run_with_gradients(input_values, lengths)
         hidden_states = input_values[:, None]
         for index, layer in enumerate(self.conv_layers):
-            frames = None
-            if layer.norm == "group" and lengths is not None:
-                frames = conv_output_lengths(lengths, self.config, index + 1)
             if index == 0 and self.training and hidden_states.is_leaf and layer.gradient_checkpointing:
                 hidden_states.requires_grad_(True)  # checkpointing needs an input that asks for gradients
-            hidden_states = layer(hidden_states, frames)
+            hidden_states = layer(hidden_states, self._frames_of(lengths, index))
         hidden_states = hidden_states.transpose(1, 2)
         if lengths is None:
             return hidden_states
@@ -135,69 +141,108 @@ class FeatureEncoder(nn.Module):
         valid = frames < conv_output_lengths(lengths, self.config)[:, None]
         return hidden_states.masked_fill(~valid[..., None], 0)
 
-    def _can_run_packed(self, input_values: torch.Tensor) -> bool:
-        """Whether the fast path computes what the modules would, and nobody has changed or watches them."""
-        if _is_traced() or torch.is_autocast_enabled("cpu"):
-            return False
-        tensors = [input_values, *self.parameters()]
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            return False
+    def _frames_of(self, lengths: torch.Tensor | None, index: int) -> torch.Tensor | None:
+        """Valid frames behind layer `index`, if its norm needs them."""
+        if lengths is None or self.conv_layers[index].norm != "group":
+            return None
+        return conv_output_lengths(lengths, self.config, index + 1)
+
+    def _is_as_built(self, input_values: torch.Tensor) -> bool:
+        """Whether the layers are our own, unwatched and simply executed, and there is something to compute."""
         return (
-            input_values.dtype in FAST_DTYPES
-            and len(input_values) > 0
+            len(input_values) > 0
             and input_values.shape[1] >= receptive_field(self.config)
-            and all(_is_plain_cpu(tensor, input_values.dtype) for tensor in tensors)
+            and runs_plainly([input_values, *self.parameters()], HALF_OR_MORE)
             and all(_is_untouched(layer) for layer in self.conv_layers)
         )
 
+    def _can_train_channels_last(self, input_values: torch.Tensor) -> bool:
+        """Gradient checkpointing saves the memory this form needs, by means of the modules."""
+        checkpointing = self.training and any(layer.gradient_checkpointing for layer in self.conv_layers)
+        is_gelu = self.config.feat_extract_activation == "gelu"
+        return is_gelu and not checkpointing and not input_values.requires_grad and input_values.dtype in PRECISE
+
     @torch.no_grad()
     def _run_packed(self, input_values: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
-        batch, samples = input_values.shape
-        features = input_values.new_zeros(batch, conv_output_lengths(samples, self.config), self.config.conv_dim[-1])
-        sizes = [samples] * batch if lengths is None else lengths.tolist()
-        frames = [conv_output_lengths(size, self.config) for size in sizes]
-        rows = [row[:size].contiguous() for row, size in zip(input_values, sizes)]
-        layers = self._packed_layers()
-        run = self._run_one_by_one if self.config.feat_extract_norm == "group" else self._run_as_one
-        for row, made in zip(features, run(layers, rows, frames)):
-            row[: len(made)] = made
-        return features
-
-    def _packed_layers(self) -> list[Layer]:
-        """All layers; a first one with a group norm is unfinished, since its statistics are the signal's."""
+        """Without gradients: on packed weights, in chunks."""
         convs = self._packed.get(
             [layer.conv.weight for layer in self.conv_layers],
             lambda: [PackedConv(layer.conv.weight, layer.conv.stride[0]) for layer in self.conv_layers],
         )
-        return [
+        layers = [
             Layer(conv, layer.conv.bias, layer.layer_norm if layer.norm == "layer" else None, layer.activate_into)
             for conv, layer in zip(convs, self.conv_layers)
         ]
+        rows, frames = self._valid_rows(input_values, lengths)
+        if self.config.feat_extract_norm == "layer":
+            made = self._run_as_one(rows, frames, 0, lambda wave, num: run_layers(layers, wave, num))
+        else:
+            made = [self._run_normalised_over_time(layers, row, num) for row, num in zip(rows, frames)]
+        return self._padded(made, input_values)
 
-    def _run_one_by_one(self, layers: list[Layer], rows: list[torch.Tensor], frames: list[int]) -> list[torch.Tensor]:
-        """A group norm in the first layer: each row has statistics, so weights, of its own."""
-        first, made = self.conv_layers[0], []
-        for row, num in zip(rows, frames):
-            if num:
-                conv, bias = fold_group_norm(first.conv, first.layer_norm, row)
-                made.append(run_layers([Layer(conv, bias, None, first.activate_into), *layers[1:]], row, num))
-            else:
-                made.append(row.new_empty(0, self.config.conv_dim[-1]))
-        return made
+    def _run_normalised_over_time(self, layers: list[Layer], row: torch.Tensor, frames: int) -> torch.Tensor:
+        """With a group norm the statistics of the first layer, so its weights, are each row's own."""
+        if not frames:
+            return row.new_empty(0, self.config.conv_dim[-1])
+        first = self.conv_layers[0]
+        conv, bias = fold_group_norm(first.conv, first.layer_norm, row)
+        return run_layers([Layer(conv, bias, None, first.activate_into), *layers[1:]], row, frames)
 
-    def _run_as_one(self, layers: list[Layer], rows: list[torch.Tensor], frames: list[int]) -> list[torch.Tensor]:
-        """Rows lie one behind the other in one signal, whole hops apart; frames that see two of them are dropped."""
+    def _run_with_gradients(self, input_values: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        """For training. A first layer with a group norm, little of the work, is left to its modules."""
+        rows, frames = self._valid_rows(input_values, lengths)
+        start = 0
+        if self.config.feat_extract_norm == "group":
+            start = 1
+            hidden_states = self.conv_layers[0](input_values[:, None], self._frames_of(lengths, 0))
+            hidden_states = hidden_states.transpose(1, 2).contiguous()
+            rows = [row[: conv_output_lengths(len(wave), self.config, 1)] for row, wave in zip(hidden_states, rows)]
+
+        def run(signal: torch.Tensor, num: int) -> torch.Tensor:
+            signal = signal[:, None] if signal.ndim == 1 else signal
+            for layer in self.conv_layers[start:]:
+                norm = layer.layer_norm if layer.norm == "layer" else None
+                gamma, beta, eps = (norm.weight, norm.bias, norm.eps) if norm else (None, None, None)
+                signal = ConvNormGelu.apply(
+                    signal, layer.conv.weight, layer.conv.bias, gamma, beta, layer.conv.stride[0], eps
+                )
+            return signal[:num]
+
+        return self._padded(self._run_as_one(rows, frames, start, run), input_values)
+
+    def _valid_rows(self, input_values: torch.Tensor, lengths: torch.Tensor | None):
+        """The rows without their padding, and the frames each gives."""
+        sizes = [input_values.shape[1]] * len(input_values) if lengths is None else lengths.tolist()
+        rows = [row[:size].contiguous() for row, size in zip(input_values, sizes)]
+        return rows, [conv_output_lengths(size, self.config) for size in sizes]
+
+    def _run_as_one(
+        self, rows: list[torch.Tensor], frames: list[int], start: int, run: Callable
+    ) -> list[torch.Tensor]:
+        """Send `rows` through the layers from `start` on as one signal: one behind the other, whole hops apart.
+
+        Frames that see two rows are dropped. `run` is given the signal and the number of frames to make.
+        """
+        strides, kernels = self.config.conv_stride[start:], self.config.conv_kernel[start:]
+        hop, field = math.prod(strides), _receptive_field(kernels, strides)
         if len(rows) == 1:
-            return [run_layers(layers, rows[0], frames[0])] if frames[0] else []
-        hop, field = math.prod(self.config.conv_stride), receptive_field(self.config)
+            return [run(rows[0], frames[0])] if frames[0] else []
         slots = [num and num - 1 + math.ceil(field / hop) for num in frames]
-        starts = [sum(slots[:index]) for index in range(len(slots))]
-        wave = rows[0].new_zeros(sum(slots) * hop)
-        for row, num, start in zip(rows, frames, starts):
+        pieces = []
+        for row, num, slot in zip(rows, frames, slots):
             seen = row[: (num - 1) * hop + field if num else 0]
-            wave[start * hop : start * hop + len(seen)] = seen
-        made = run_layers(layers, wave, conv_output_lengths(len(wave), self.config))
+            pieces += [seen, seen.new_zeros(slot * hop - len(seen), *seen.shape[1:])]
+        total = max((sum(slots) * hop - field) // hop + 1, 0)
+        made = run(torch.cat(pieces), total) if total else rows[0].new_empty(0, self.config.conv_dim[-1])
+        starts = [sum(slots[:index]) for index in range(len(slots))]
         return [made[start : start + num] for start, num in zip(starts, frames)]
+
+    def _padded(self, made: list[torch.Tensor], input_values: torch.Tensor) -> torch.Tensor:
+        """`(batch, frames, channels)` of rows of features, with zeros behind the short ones."""
+        width = conv_output_lengths(input_values.shape[1], self.config)
+        if not made:
+            return input_values.new_zeros(len(input_values), width, self.config.conv_dim[-1])
+        return torch.stack([F.pad(row, (0, 0, 0, width - len(row))) for row in made])
 
     def _apply(self, fn, recurse=True):
         self._packed.clear()  # of weights about to be moved or cast
@@ -208,21 +253,6 @@ class FeatureEncoder(nn.Module):
         self.requires_grad_(False)
 
 
-def _is_traced() -> bool:
-    """Whether the call is recorded or transformed rather than simply run."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch.onnx.is_in_onnx_export()
-        or torch._C._are_functorch_transforms_active()
-    )
-
-
-def _is_plain_cpu(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether this is an ordinary tensor in memory, not a subclass that means something else (fake, quantised, …)."""
-    return type(tensor) in (torch.Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.dtype == dtype
-
-
 def _is_untouched(layer: nn.Module) -> bool:
     """Whether `layer` is made of its own modules (adapters and parametrizations replace some) and has no hooks."""
     kinds = {"layer": nn.LayerNorm, "group": nn.GroupNorm}
@@ -230,5 +260,5 @@ def _is_untouched(layer: nn.Module) -> bool:
         type(layer) is ConvLayer
         and type(layer.conv) is nn.Conv1d
         and (layer.norm is None or type(layer.layer_norm) is kinds[layer.norm])
-        and not any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules())
+        and not is_watched(*layer.modules())
     )

@@ -708,18 +708,23 @@ class LightHubertForCTC(LightHubertHeadModel):
                 `pad_token_id`, the blank, are padding. The loss is `config.ctc_loss_reduction`-reduced; rows that
                 cannot be aligned (more labels than frames) count as zero with `config.ctc_zero_infinity`.
 
-        See [`LightHubertModel`] for the others.
+        See [`LightHubertModel`] for the others. The logits of padding say blank.
         """
         if labels is not None and not torch.compiler.is_compiling():  # looking at values would break the graph
             self._check_labels(labels)
         hidden_states, outputs = self._encode(input_values, attention_mask, **kwargs)
         logits = self.lm_head(self.dropout(hidden_states))
+        valid = self._frame_mask(logits, attention_mask)
+        if attention_mask is not None:
+            # Padding says nothing, so that the text read off a padded batch is that of each utterance alone.
+            letters = torch.arange(logits.shape[-1], device=logits.device) != self.config.pad_token_id
+            logits = logits.masked_fill(~valid[..., None] & letters, -1e4)
         loss = None
         if labels is not None:
             loss = self.loss_function(
                 logits=logits,
                 labels=labels,
-                logit_lengths=self._frame_mask(logits, attention_mask).sum(-1),
+                logit_lengths=valid.sum(-1),
                 blank_token_id=self.config.pad_token_id,
                 reduction=self.config.ctc_loss_reduction,
                 zero_infinity=self.config.ctc_zero_infinity,
@@ -729,10 +734,11 @@ class LightHubertForCTC(LightHubertHeadModel):
         )
 
     def _check_labels(self, labels: torch.Tensor) -> None:
-        if labels.numel() and labels.max() >= self.config.vocab_size:
+        wrong = labels[(labels != -100) & ((labels < 0) | (labels >= self.config.vocab_size))]
+        if wrong.numel():
             raise ValueError(
-                f"label {labels.max().item()} is outside the vocabulary of {self.config.vocab_size}; "
-                "set vocab_size to the tokenizer's size"
+                f"label {wrong[0].item()} is outside the vocabulary of {self.config.vocab_size}; "
+                "set vocab_size to the tokenizer's size and mark padding by -100"
             )
 
 
@@ -848,13 +854,14 @@ class LightHubertForXVector(LightHubertHeadModel):
     @staticmethod
     def _pool_statistics(hidden_states: torch.Tensor, lengths: torch.LongTensor) -> torch.Tensor:
         """Mean and (unbiased) standard deviation over the first `lengths` frames: `(B, T, C)` to `(B, 2C)`."""
+        dtype, hidden_states = hidden_states.dtype, hidden_states.float()  # squares overflow in half precision
         valid = torch.arange(hidden_states.shape[1], device=lengths.device) < lengths[:, None]
         count = lengths[:, None].to(hidden_states.dtype)
         mean = hidden_states.masked_fill(~valid[..., None], 0).sum(1) / count
         centred = (hidden_states - mean[:, None]).masked_fill(~valid[..., None], 0)
         variance = centred.square().sum(1) / (count - 1).clamp(min=1)
         # The square root's gradient is infinite at zero, which a clip of one frame reaches.
-        return torch.cat([mean, variance.clamp(min=1e-12).sqrt()], -1)
+        return torch.cat([mean, variance.clamp(min=1e-12).sqrt()], -1).to(dtype)
 
 
 __all__ = [

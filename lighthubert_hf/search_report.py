@@ -105,7 +105,8 @@ def _png(result: "SearchResult") -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    score, cost = result.settings["score"], result.settings["objectives"][1]
+    score, *costs = result.settings["objectives"]
+    cost = costs[0] if costs else str(Cost("parameters"))
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))

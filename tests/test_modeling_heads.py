@@ -181,6 +181,19 @@ def test_ctc_loss(make_model, waveforms):
     torch.testing.assert_close(out.loss, expected)
 
 
+@torch.no_grad()
+def test_padding_says_blank(make_model, waveforms):
+    model = make_model(LightHubertForCTC, pad_token_id=3)
+    mask = torch.ones_like(waveforms)
+    mask[1, 3000:] = mask[2] = 0
+    logits = model(waveforms, mask).logits
+    assert logits.isfinite().all()
+    assert (logits[1, 9:].argmax(-1) == 3).all()
+    assert (logits[2].argmax(-1) == 3).all()
+    assert (logits[0].argmax(-1) != 3).any()
+    assert (logits[1, 9:].softmax(-1)[:, 3] == 1).all()
+
+
 def test_labels_longer_than_the_frames_do_not_explode(make_model, waveforms):
     model = make_model(LightHubertForCTC)
     labels = torch.ones(4, 40, dtype=torch.long)
@@ -193,9 +206,10 @@ def test_labels_longer_than_the_frames_do_not_explode(make_model, waveforms):
     assert model(waveforms, labels=labels).loss.isinf()
 
 
-def test_labels_outside_the_vocabulary(make_model, waveforms):
-    with pytest.raises(ValueError, match="label 12 is outside the vocabulary of 12; set vocab_size"):
-        make_model(LightHubertForCTC)(waveforms, labels=torch.full((4, 2), 12))
+@pytest.mark.parametrize("label", [12, -1])
+def test_labels_outside_the_vocabulary(make_model, waveforms, label):
+    with pytest.raises(ValueError, match=f"label {label} is outside the vocabulary of 12; set vocab_size"):
+        make_model(LightHubertForCTC)(waveforms, labels=torch.full((4, 2), label))
 
 
 # Classification

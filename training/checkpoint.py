@@ -23,12 +23,15 @@ A checkpoint is written beside its name and renamed when complete. Nothing in it
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
 
 from lighthubert_hf import LightHubertForPreTraining
 from lighthubert_hf.model_card import CardFacts
@@ -70,7 +73,8 @@ class TrainingState:
 def save_model(folder: Path, student: LightHubertForPreTraining, card: CardFacts) -> None:
     """The model with all that belongs to a model folder (feature extractor, card), complete or not at all."""
     partial = _fresh_partial(folder)
-    student.save_pretrained(partial)
+    with _without_progress_bars():  # they would tear the training's own line
+        student.save_pretrained(partial)
     complete_folder(partial, card)
     os.replace(partial, folder)
 
@@ -163,6 +167,17 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensor
             raise ValueError(f"the checkpoint's optimizer state names {name!r}, which the model does not have")
         state.setdefault(indices[name], {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _fresh_partial(folder: Path) -> Path:

@@ -131,6 +131,9 @@ class LoraSection(Section):
 class FineTuningSection(Section):
     steps: PositiveInt
     accumulation: PositiveInt = Field(1, description="batches per process and optimiser step")
+    head_lr: PositiveFloat | None = Field(
+        None, description="learning rate of the new head, on the same schedule; None: optimizer.lr"
+    )
     mixed_precision: Literal["no", "bf16"] = "no"
     gradient_checkpointing: bool = False
     evaluate_every: PositiveInt | None = Field(None, description="steps; None: only at the end")

@@ -44,6 +44,7 @@ class CtcTrainer(Trainer):
         processor: Turns predictions into text.
         schedule: Learning rate over the steps.
         eval_batch_seconds: Audio per evaluation batch, padding included.
+        head_lr: Learning rate of the head; `None`: that of all.
         others: As in [`~transformers.Trainer`]; evaluation sets are lists of [`SpeechExample`].
     """
 
@@ -55,17 +56,29 @@ class CtcTrainer(Trainer):
         processor: Wav2Vec2Processor,
         schedule: ScheduleSection,
         eval_batch_seconds: float,
+        head_lr: float | None = None,
         **others,
     ):
         super().__init__(processing_class=processor, **others)
         self.batches, self.collate, self.processor = batches, collate, processor
-        self.schedule, self.eval_batch_seconds = schedule, eval_batch_seconds
+        self.schedule, self.eval_batch_seconds, self.head_lr = schedule, eval_batch_seconds, head_lr
         # The loss is the mean over the batch, so accumulation has to divide it, whatever `forward` would swallow.
         self.model_accepts_loss_kwargs = False
         self.add_callback(_DataState(batches))
 
     def get_train_dataloader(self) -> Iterable[Batch]:
         return self.batches
+
+    def create_optimizer(self, model=None):
+        """The Trainer's own, with the head in groups of its own if it has a rate of its own."""
+        if self.optimizer is None and self.head_lr is not None:
+            super().create_optimizer(model)
+            head = {id(p) for name, p in self.model.named_parameters() if "lm_head" in name}
+            for group in list(self.optimizer.param_groups):
+                own = [p for p in group["params"] if id(p) in head]
+                group["params"] = [p for p in group["params"] if id(p) not in head]
+                self.optimizer.add_param_group({**group, "params": own, "lr": self.head_lr})
+        return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.lr_scheduler is None:

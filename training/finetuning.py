@@ -257,6 +257,7 @@ def _trainer(
         processor=processor,
         schedule=recipe.schedule,
         eval_batch_seconds=recipe.data.eval_batch_seconds,
+        head_lr=recipe.training.head_lr,
     )
     if arguments.disable_tqdm:
         trainer.remove_callback(PrinterCallback)

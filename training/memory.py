@@ -1,7 +1,7 @@
 """Keeps a long training on a CPU from growing: freed memory goes back to the system.
 
-Batches of ever new lengths leave glibc's heap full of holes of the wrong sizes: training a HuBERT of 0.9M parameters on
-24 s of audio a step took 2.1 GB after 40 steps, of which a trim gave back 1.6.
+Batches of ever new lengths leave glibc's heap full of holes of the wrong sizes: training a HuBERT of 0.9M parameters
+on 24 s of audio a step took 2.1 GB after 40 steps, of which a trim gave back 1.6.
 """
 
 import ctypes

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 
 from lighthubert_hf import LightHubertForPreTraining, Subnet
 
@@ -183,7 +184,7 @@ class TrainingStep:
         loss, count = (torch.zeros((), device=self.accelerator.device) for _ in range(2))
         seconds = 0.0
         for index, batch in enumerate(batches):
-            torch.manual_seed(step_seed(self.recipe.seed, step, self.accelerator.process_index, index))
+            set_seed(step_seed(self.recipe.seed, step, self.accelerator.process_index, index))
             batch_loss, batch_count = self._accumulate(step, batch, subnets)
             loss, count = loss + batch_loss, count + batch_count
             seconds += float(batch["attention_mask"].sum()) / SAMPLING_RATE
@@ -201,8 +202,8 @@ class TrainingStep:
         model, in_place = self.model, self.recipe.sampler.in_place_weight
         prepared = model.prepare(batch, self.recipe.masking, seed=self.recipe.seed, step=step)
         features = model.features(prepared)
-        # The encoders' gradients gather at a detached copy of the features, then go through the front end once.
-        shared = features.detach().requires_grad_(features.requires_grad)
+        # The encoders' gradients gather (in fp32) at detached features, then go through the front end once.
+        shared = features.detach().to(model.student.dtype).requires_grad_(features.requires_grad)
         total, largest = 0, None
         for subnet in subnets:
             predictions = model.predictions(shared, prepared, subnet)
@@ -215,7 +216,7 @@ class TrainingStep:
                 loss_sum = (1 - in_place) * loss_sum + in_place * own
             self.accelerator.backward(loss_sum / (len(subnets) * self.expected_frames))
         if features.requires_grad:
-            features.backward(shared.grad)
+            features.backward(shared.grad.to(features.dtype))
         return total / len(subnets), loss.count
 
     def _reduce_and_clip(self, frames: torch.Tensor) -> torch.Tensor:

@@ -323,6 +323,17 @@ class TestFreezing:
         assert not torch.equal(run(3)[name], start)
 
 
+def test_the_head_can_have_a_rate_of_its_own(supernet, corpus, tmp_path):
+    def run(name, **training):
+        model = {"path": supernet, "random_config": None}
+        recipe = make_recipe(corpus, tmp_path / name, model=model, optimizer={"lr": 1e-12}, training=training)
+        return weights(finetune_ctc(recipe, quiet=True)["model"])
+
+    slow, fast = run("slow"), run("fast", head_lr=1e-2)
+    learnt = {name for name in slow if (slow[name] - fast[name]).abs().max() > 1e-6}
+    assert learnt == {"lm_head.weight", "lm_head.bias"}
+
+
 class Killed(BaseException):
     """As by the operating system: nothing cleans up after it."""
 

@@ -15,11 +15,13 @@ def test_counts_agree_with_a_real_step(tiny_recipe):
     """Ten seconds of audio through a real training step, counted while it runs."""
     recipe = tiny_recipe(sampler={"kind": "largest"}, masking=None)
     step = make_step(recipe)
+    for model in (step.model.teacher.model, step.model.student):
+        model.set_attn_implementation("eager")  # the counter knows no fused attention on a CPU
     with FlopCounterMode(display=False) as counter:
         step.run(0, [make_batch([160000])], [step.model.student.search_space.largest()])
     cost = count_cost(recipe)
-    # The real step skips the gradient with respect to the audio, and the counter knows no fused CPU attention.
-    assert cost.total * 10 == pytest.approx(counter.get_total_flops(), rel=0.15)
+    # Less in the real step: no gradient with respect to the audio.
+    assert cost.total * 10 == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 def test_what_is_not_run_is_not_counted(tiny_recipe):
