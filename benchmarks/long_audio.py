@@ -2,9 +2,9 @@
 
     python benchmarks/long_audio.py [--minutes 1 10 60] [--output results.json]
 
-Every row is measured in a process of its own, whose peak resident memory is compared with that right before the forward,
-when model and recording are in memory. Weights are random (the default subnet of the `small` space): they do not
-change the memory.
+Every row is measured in a process of its own, whose peak resident memory is compared with that right before the
+forward, when model and recording are in memory. Weights are random (the default subnet of the `small` space): they do
+not change the memory.
 """
 
 import argparse

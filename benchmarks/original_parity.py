@@ -7,8 +7,8 @@ For subnets of both published spaces: all hidden states but the first (the origi
 convolution), the prediction head, a padded batch against each utterance alone in the original, masked frames, a
 sliding window per layer, the extracted model against the active slice, and the parameter count.
 
-The windows are compared with the original's own mask (`slide_mode` "mask"): its default, strided form mixes heads up when there
-is more than one, because it assumes contiguous tensors that are not.
+The windows are compared with the original's own mask (`slide_mode` "mask"): its default, strided form mixes heads up
+when there is more than one, because it assumes contiguous tensors that are not.
 """
 
 import argparse

@@ -70,8 +70,8 @@ def run(arguments: argparse.Namespace) -> dict:
     original, activate = make_original(arguments.original) if arguments.original else (None, None)
     student = make_student(original)
     targets = teacher_targets(HubertModel(HubertConfig()))
-    wave = torch.randn(1, round(arguments.seconds * 16_000))
-    batch = {"input_values": (wave - wave.mean()) / wave.std(), "attention_mask": torch.ones_like(wave).long()}
+    wave = torch.randn(arguments.clips, round(arguments.seconds * 16_000))
+    batch = {"input_values": wave, "attention_mask": torch.ones_like(wave).long()}
     score = DistillationScore(student, [batch], targets, progress=False)
 
     def cached(subnet: Subnet) -> float:
@@ -119,7 +119,7 @@ def measure(contenders: dict[str, Callable[[Subnet], float]], subnets: list[Subn
     return {
         "machine": describe_machine(),
         "matmul_gflops": round(median(rates), 1),
-        "seconds": arguments.seconds,
+        "audio": f"{arguments.clips} x {arguments.seconds:g} s",
         "subnets": len(subnets),
         "rounds": arguments.rounds,
         "ms_per_subnet": {name: round(median(found), 1) for name, found in medians.items()},
@@ -135,7 +135,8 @@ def measure(contenders: dict[str, Callable[[Subnet], float]], subnets: list[Subn
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--original", help="a checkout of the original implementation")
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of the audio")
+    parser.add_argument("--clips", type=int, default=4, help="clips in the batch of audio")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a clip")
     parser.add_argument("--random", type=int, default=5, help="random subnets beside smallest, default and largest")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="also write the JSON here")

@@ -71,7 +71,11 @@ class ElasticLinear(nn.Linear):
         return self._state(take_block(self.weight, self.out_ranges, self.in_ranges))
 
     def _state(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"weight": weight} if self.bias is None else {"weight": weight, "bias": take(self.bias, self.out_ranges, 0)}
+        return (
+            {"weight": weight}
+            if self.bias is None
+            else {"weight": weight, "bias": take(self.bias, self.out_ranges, 0)}
+        )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if wants_gradients([self.weight]) and not is_recorded():

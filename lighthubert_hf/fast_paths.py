@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from transformers.activations import GELUActivation
 
 PRECISE = (torch.float32, torch.float64)
@@ -19,13 +20,14 @@ _SAMPLES = 64
 
 
 def is_recorded() -> bool:
-    """Whether the computation is traced, exported, compiled, transformed or watched by a dispatch mode."""
+    """Whether the computation is traced, exported, compiled, transformed, or its FLOP are counted."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch.onnx.is_in_onnx_export()
         or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
+        # Of dispatch modes torch's own record or count what is computed; others, which watch it run, may.
+        or any(type(mode).__module__.startswith("torch.") for mode in _get_current_dispatch_mode_stack())
     )
 
 
@@ -49,7 +51,7 @@ def wants_gradients(tensors: Iterable[torch.Tensor]) -> bool:
 
 
 def activate(activation: nn.Module, linear: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
-    """`activation(linear(hidden_states))`, in the place of the linear layer's output where nobody else can hold that."""
+    """`activation(linear(hidden_states))`, written over the linear layer's output where nobody else can hold that."""
     hidden_states = linear(hidden_states)
     if (
         type(activation) is GELUActivation

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .channels_last import Layer, PackedConv, fold_group_norm, run_layers
@@ -36,11 +36,10 @@ class ConvLayer(GradientCheckpointingLayer):
         elif norm == "group":
             self.layer_norm = nn.GroupNorm(num_groups=channels, num_channels=channels)
         self.activation = ACT2FN[config.feat_extract_activation]
-        self.is_gelu = config.feat_extract_activation == "gelu"
 
     def activate_into(self, hidden_states: torch.Tensor, out: torch.Tensor) -> None:
         """Write the activation of `hidden_states`, which may be `out` itself."""
-        if self.is_gelu:
+        if type(self.activation) is GELUActivation:
             torch.ops.aten.gelu.out(hidden_states, out=out)
         else:
             out.copy_(self.activation(hidden_states))
@@ -159,7 +158,7 @@ class FeatureEncoder(nn.Module):
     def _can_train_channels_last(self, input_values: torch.Tensor) -> bool:
         """Gradient checkpointing saves the memory this form needs, by means of the modules."""
         checkpointing = self.training and any(layer.gradient_checkpointing for layer in self.conv_layers)
-        is_gelu = self.config.feat_extract_activation == "gelu"
+        is_gelu = all(type(layer.activation) is GELUActivation for layer in self.conv_layers)
         return is_gelu and not checkpointing and not input_values.requires_grad and input_values.dtype in PRECISE
 
     @torch.no_grad()

@@ -27,11 +27,15 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 from transformers.models.wav2vec2.modeling_wav2vec2 import AMSoftmaxLoss, TDNNLayer
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import resolve_hidden_states_indices, selected_hidden_states
 
 from .configuration_lighthubert import LayerShape, LightHubertConfig
 from .elastic import ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d, WeightNormConv1d
+from .fast_encoder import encode_by_length
+from .fast_paths import activate
 from .feature_encoder import FeatureEncoder, conv_output_lengths, receptive_field
 from .search_space import SearchSpace, Subnet, ffn_ranges, kept_layers
 
@@ -157,7 +161,8 @@ class LightHubertFeedForward(nn.Module):
         self.output_dense.set_active(in_ranges=units, out_ranges=stream)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.intermediate_dropout(self.intermediate_act_fn(self.intermediate_dense(hidden_states)))
+        hidden_states = activate(self.intermediate_act_fn, self.intermediate_dense, hidden_states)
+        hidden_states = self.intermediate_dropout(hidden_states)
         return self.output_dropout(self.output_dense(hidden_states))
 
 
@@ -448,7 +453,7 @@ class LightHubertModel(LightHubertPreTrainedModel):
         mask_time_indices: torch.BoolTensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         r"""
         Args:
@@ -501,7 +506,8 @@ class LightHubertModel(LightHubertPreTrainedModel):
         hidden_states = self.feature_projection(features)
         hidden_states = self._mask_hidden_states(hidden_states, mask_time_indices, attention_mask)
         selected = selected_hidden_states(output_hidden_states)
-        outputs = self.encoder(
+        outputs = encode_by_length(
+            self.encoder,
             hidden_states,
             attention_mask,
             output_attentions=output_attentions,
@@ -609,7 +615,7 @@ class LightHubertForPreTraining(LightHubertPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         mask_time_indices: torch.BoolTensor | None = None,
         targets: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LightHubertForPreTrainingOutput:
         """`targets`: `(batch_size, frames, target_size)`, what to predict; see [`LightHubertModel`] for the others."""
         outputs = self.lighthubert(input_values, attention_mask, mask_time_indices, return_dict=True, **kwargs)
@@ -656,7 +662,7 @@ class LightHubertHeadModel(LightHubertPreTrainedModel):
         input_values: torch.Tensor,
         attention_mask: torch.Tensor | None,
         output_hidden_states: bool | int | list[int] | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, BaseModelOutput]:
         """What the head reads, `(B, T, E)`, and the encoder's outputs as the caller asked for them."""
         if self.layer_weights is None:
@@ -700,7 +706,7 @@ class LightHubertForCTC(LightHubertHeadModel):
         input_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutput:
         r"""
         Args:
@@ -759,7 +765,7 @@ class LightHubertForSequenceClassification(LightHubertHeadModel):
         input_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
         """`labels`: class indices `(batch_size,)`. Rows without a valid frame pool to zero."""
         hidden_states, outputs = self._encode(input_values, attention_mask, **kwargs)
@@ -789,7 +795,7 @@ class LightHubertForAudioFrameClassification(LightHubertHeadModel):
         input_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
         """`labels`: class indices `(batch_size, frames)`, -100 ignored, for one class a frame (cross entropy); or 0/1
         of shape `(batch_size, frames, num_labels)` for any number of classes at once (binary cross entropy, padding
@@ -828,7 +834,7 @@ class LightHubertForXVector(LightHubertHeadModel):
         input_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> XVectorOutput:
         """`labels`: speaker indices `(batch_size,)`. Clips shorter than the TDNN's context are zero-padded to it."""
         hidden_states, outputs = self._encode(input_values, attention_mask, **kwargs)

@@ -208,7 +208,8 @@ def test_half_precision_is_as_exact_as_a_hubert(make_model, waveforms, dtype):
     ours = make_model(LightHubertModel).extract_subnet(Subnet(64, (4,) * 4, (192,) * 4))
     theirs = ours.to_hubert()
     exact = last(ours, waveforms)
-    errors = [(last(model.to(dtype), waveforms).float() - exact).square().mean() for model in (ours, theirs)]
+    halves = (last(model.to(dtype), waveforms.to(dtype)) for model in (ours, theirs))
+    errors = [(half.float() - exact).square().mean() for half in halves]
     assert errors[0] < 1.5 * errors[1]
 
 
@@ -253,7 +254,7 @@ def test_one_graph_for_all_lengths(static, padded):
     graph = torch.compile(static, fullgraph=True, backend="aot_eager", dynamic=True)
     graph(*padded)
     with torch.compiler.set_stance("fail_on_recompile"):
-        for length in (4000, 3200):
+        for length in (4400, 4000):
             args = tuple(tensor[:3, :length].contiguous() for tensor in padded)
             torch.testing.assert_close(graph(*args)[0], static(*args)[0], **TOLERANCE)
 

@@ -21,7 +21,7 @@ from .student import fresh_config
 from .subnet_sampler import SubnetSampler
 
 _SECONDS = 10  # of the clip that is counted
-_STEPS = 24  # looked at, over the whole run
+_STEPS = 12  # looked at, over the whole run
 
 
 @dataclass(frozen=True)

@@ -57,14 +57,14 @@ class DemoSettings:
     corpus_minutes: float = 80.0
     held_out_minutes: float = 3.0
     teacher_steps: int = 220
-    teacher_ctc_steps: int = 400
+    teacher_ctc_steps: int = 450
     stage1_steps: int = 250
     stage2_steps: int = 450
     batch_seconds: float = 32.0
     search_trials: int = 150
     random_subnets: int = 8
     labelled_minutes: float = 10.0
-    ctc_steps: int = 150
+    ctc_steps: int = 300
     seed: int = 0
 
     @classmethod
@@ -257,9 +257,15 @@ def _character_error_rate(folder: Path, settings: DemoSettings, train, held_out,
                     "evaluation": {"held_out": [held_out]},
                     "labelled_minutes": settings.labelled_minutes,
                     "max_eval_examples": 80,
+                    "batch_seconds": 16.0,
+                    "max_seconds": 16.0,
                 },
-                "freezing": {"freeze": "none"},
-                "optimizer": {"lr": 1e-3, "max_grad_norm": 1.0},
+                # What distillation taught is kept until the head can read it; random weights are not worth keeping.
+                "freezing": {"freeze": "feature_encoder", "head_only_steps": settings.ctc_steps * 2 // 5}
+                if kind == "distilled"
+                else {"freeze": "none"},
+                "optimizer": {"lr": 2e-3, "max_grad_norm": 1.0},
+                "spec_augment": None,
                 "training": {"steps": settings.ctc_steps},
             }
         )

@@ -274,6 +274,8 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     for tracker in recipe.logging.trackers:
         if not available[tracker]():
             raise ValueError(f"logging.trackers names {tracker}, which is not installed; `pip install {tracker}`")
+    if recipe.training.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("training.mixed_precision=fp16 needs a GPU, which torch does not see here; use bf16 or 'no'")
     return Accelerator(
         cpu=not torch.accelerator.is_available(),  # or torchrun's processes without a GPU would not find each other
         mixed_precision=recipe.training.mixed_precision,

@@ -33,6 +33,7 @@ def test_what_is_not_run_is_not_counted(tiny_recipe):
     assert count_cost(tiny_recipe(objective={"name": "armhubert"})).teacher == 2 * base.teacher
 
 
+@pytest.mark.slow
 def test_the_economical_recipe_keeps_its_budget():
     """24 A100-hours at a third of the peak, 100 TFLOP/s."""
     recipe = load_recipe("economical", ["teacher.path=null", "teacher.random_config={}"])

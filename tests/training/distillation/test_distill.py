@@ -156,6 +156,7 @@ def test_a_real_launcher(tiny_recipe, tmp_path):
     assert len(read_log(Path(recipe.output_dir) / "log.jsonl")) == 2
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_endless_failure_stops(tiny_recipe, monkeypatch):
     from lighthubert_hf.training.step import TrainingStep
 
@@ -181,6 +182,12 @@ def test_trackers_only_if_asked_for(tiny_recipe, make_recipe, tmp_path):
     distill(tracked, show_progress=False)
     assert {path.name for path in Path(tracked.output_dir).iterdir()} == usual | {"lighthubert"}
     assert list((tmp_path / "tracked" / "lighthubert").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_fp16_without_a_gpu(tiny_recipe):
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        distill(tiny_recipe(training={"steps": 2, "mixed_precision": "fp16"}), show_progress=False)
 
 
 @pytest.mark.skipif(is_wandb_available(), reason="wandb is installed")

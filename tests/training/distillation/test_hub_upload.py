@@ -32,8 +32,8 @@ def test_every_checkpoint_and_the_final_model_are_pushed(hub, tiny_recipe):
     recipe = tiny_recipe(training={"steps": 6}, hub={"repo_id": "alice/distilled"}, checkpoint={"every": 2, "keep": 1})
     final = distill(recipe, show_progress=False)
     titles = [commit.title for commit in HfApi().list_repo_commits("alice/distilled")]
-    assert titles[0] == "Final model"
-    assert "Step 2" in titles  # the others may find it still running
+    assert "Step 2" in titles  # those after it may find it still running
+    assert titles[0] in ("Step 6", "Final model")  # the same model: one commit
     loaded = LightHubertModel.from_pretrained("alice/distilled")
     local = LightHubertModel.from_pretrained(final)
     assert all((a == b).all() for a, b in zip(loaded.parameters(), local.parameters(), strict=True))
