@@ -175,6 +175,8 @@ def _export(model: nn.Module, example: tuple[torch.Tensor, torch.Tensor], path: 
                 output_names=[name],
                 verbose=False,
             )
+            for node in program.model.graph.all_nodes():
+                node.metadata_props.clear()  # stack traces, with paths of this machine, as large as a small model
             program.save(path, external_data=False)
     except OSError:
         raise

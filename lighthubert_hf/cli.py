@@ -79,7 +79,9 @@ def distill(
     from .training.distill import distill
     from .training.recipe import load_recipe
 
-    typer.echo(str(distill(load_recipe(recipe, overrides or []))))
+    final = distill(load_recipe(recipe, overrides or []))
+    if int(os.environ.get("RANK", "0")) == 0:
+        typer.echo(str(final))
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The command line: answers quickly, and what a user can mend is one line and exit status 2."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ LIGHTHUBERT = [str(Path(sys.executable).with_name("lighthubert"))]
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([*LIGHTHUBERT, *arguments], capture_output=True, text=True, cwd=cwd)
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}  # names that are no folder must not wait for the network
+    return subprocess.run([*LIGHTHUBERT, *arguments], capture_output=True, text=True, cwd=cwd, env=offline)
 
 
 def test_help_needs_no_torch(tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from heads import FRAMES, HEADS, NUM_LABELS, make_labels, prediction
 from torch.nn import functional as F
 
 from lighthubert_hf import (
@@ -14,35 +15,13 @@ from lighthubert_hf import (
     Subnet,
 )
 
-HEADS = (
-    LightHubertForPreTraining,
-    LightHubertForCTC,
-    LightHubertForSequenceClassification,
-    LightHubertForXVector,
-    LightHubertForAudioFrameClassification,
-)
 PER_FRAME = (LightHubertForPreTraining, LightHubertForCTC, LightHubertForAudioFrameClassification)
-NUM_LABELS, FRAMES = 5, 14
-
-
-def make_labels(cls, frames: int = FRAMES, batch: int = 4) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    if cls is LightHubertForPreTraining:
-        return {"targets": torch.randn(batch, frames, 20, generator=generator)}
-    if cls is LightHubertForCTC:
-        return {"labels": torch.randint(1, 12, (batch, 3), generator=generator)}
-    shape = (batch, frames) if cls is LightHubertForAudioFrameClassification else (batch,)
-    return {"labels": torch.randint(0, NUM_LABELS, shape, generator=generator)}
 
 
 @pytest.fixture(scope="module", params=HEADS, ids=lambda cls: cls.__name__.removeprefix("LightHubertFor"))
 def model(request, make_model):
     weighted = request.param is not LightHubertForPreTraining
     return make_model(request.param, num_labels=NUM_LABELS, use_weighted_layer_sum=weighted)
-
-
-def prediction(out) -> torch.Tensor:
-    return out.predictions if "predictions" in out else out.logits
 
 
 # All heads

@@ -14,8 +14,8 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from heads import HEADS, make_labels, prediction
 from safetensors.torch import load_file, save_file
-from test_modeling_heads import HEADS, make_labels, prediction
 from transformers import AutoModel, AutoModelForCTC, HubertConfig, HubertModel, modeling_flash_attention_utils
 from transformers.modeling_layers import GradientCheckpointingLayer
 

@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from test_modeling_heads import HEADS, make_labels
+from heads import HEADS, make_labels
 
 from lighthubert_hf import LightHubertConfig, LightHubertModel
 

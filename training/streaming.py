@@ -112,6 +112,7 @@ class AudioStream:
             "shuffle_window": shuffle_window,
             "num_open_shards": num_open_shards,
         }
+        self.world_size = world_size
         order |= {"rank": rank, "world_size": world_size}
         opened = [OpenSource(source, index, self._retry) for index, source in enumerate(sources)]
         self._readers = [ShuffledReader(source, **order) for source in opened]
@@ -245,7 +246,9 @@ class AudioStream:
                 f"more than {self.max_broken_share:.1%} of the audio files cannot be decoded ({said}); "
                 "repair or remove the files named in the log, or raise max_broken_share"
             )
-        if barren or (final and counts["seen"] == counts["broken"] + counts["too_short"] + counts["too_long"]):
+        dropped = counts["broken"] + counts["too_short"] + counts["too_long"]
+        # One of several ranks may be left without an example of a small set; that is no mistake in the data.
+        if barren or (final and counts["seen"] == dropped and (dropped or self.world_size == 1)):
             raise ValueError(
                 f"{self._sources[source].path!r} gives no usable example ({said}); check min_seconds and max_seconds"
             )

@@ -1,0 +1,151 @@
+"""Who is measured against whom, and how: in turn, medians, beside the machine's own matrix products.
+
+Imported by the other programs in this folder.
+"""
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import HubertConfig, HubertModel
+
+from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace, Subnet
+from lighthubert_hf.extraction import subnet_config
+from lighthubert_hf.measuring import MATMUL_FLOP, describe_machine, matmul_contender
+
+SAMPLING_RATE = 16_000
+MATMUL = "matmul"
+
+
+def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--original", metavar="CHECKOUT", help="the original implementation (commit d53e545)")
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help="how often each contender runs (default %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, help="threads of torch; all cores if not given")
+    parser.add_argument("--json", metavar="OUT", help="write all results to this file")
+    parser.add_argument("--docs", metavar="FILE", help="replace this benchmark's table in a Markdown file")
+    return parser
+
+
+def static_model(subnet: Subnet) -> LightHubertModel:
+    """The subnet of the `small` space, extracted, with random weights."""
+    return LightHubertModel(subnet_config(LightHubertConfig(search_space=SearchSpace.small()), subnet)).eval()
+
+
+def hubert_base(**overrides) -> HubertModel:
+    return HubertModel(HubertConfig(**overrides)).eval()
+
+
+def original_model(checkout: str):
+    """The original's `small` model with random weights."""
+    sys.path.insert(0, checkout)
+    original = importlib.import_module("lighthubert")
+    config = original.LightHuBERTConfig()
+    config.supernet_type = "small"
+    return original.LightHuBERT(config).eval()
+
+
+def activate_original(model, subnet: Subnet) -> None:
+    heads, depth = list(subnet.num_attention_heads), subnet.num_hidden_layers
+    model.set_sample_config(
+        {
+            "atten_dim": [64 * number for number in heads],
+            "embed_dim": subnet.hidden_size,
+            "ffn_embed": list(subnet.intermediate_size),
+            "heads_num": heads,
+            "layer_num": depth,
+            "slide_wsz": ["global"] * depth,
+        }
+    )
+
+
+def count_flop(run: Callable[[], Any]) -> int:
+    """What torch counts: convolutions and matrix products, without those inside the CPU's fused attention."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def measure(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of every run of every contender and of a plain matrix product, all in turn; two rounds warm up."""
+    contenders = {MATMUL: matmul_contender(torch.device("cpu"), torch.float32)} | contenders
+    times = {name: [] for name in contenders}
+    for index in range(rounds + 2):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            if index >= 2:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def matmul_rate(times: dict[str, list[float]]) -> float:
+    """GFLOP/s of the matrix product in this run."""
+    return MATMUL_FLOP / median(times[MATMUL]) / 1e6
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    """Median, least, and the middle half's width as a share of the median: how noisy the run was."""
+    ordered = sorted(times)
+    spread = (ordered[(3 * len(ordered)) // 4] - ordered[len(ordered) // 4]) / median(ordered)
+    return {"median_ms": round(median(ordered), 2), "least_ms": round(ordered[0], 2), "spread": round(spread, 3)}
+
+
+def machine() -> dict[str, Any]:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
+    ).stdout.strip()
+    return describe_machine() | {"date": date.today().isoformat(), "commit": commit}
+
+
+def publish(name: str, results: dict[str, Any], table: str, options: argparse.Namespace) -> None:
+    """Print the table; write results and table where the options say."""
+    where = results["machine"]
+    heading = (
+        f"{where['date']}, {where['device']}, {where['threads']} threads, torch {where['torch']}; "
+        f"`python {' '.join([f'benchmarks/{name}.py', *_shown_arguments()])}`"
+    )
+    text = f"{heading}\n\n{table}\n"
+    print(text)
+    if options.json:
+        Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
+    if options.docs:
+        path = Path(options.docs)
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+        before, found, rest = path.read_text().partition(begin)
+        if not found or end not in rest:
+            raise ValueError(f"{path} has no place for this table: add the lines {begin.strip()!r} and {end!r}")
+        path.write_text(before + begin + text + end + rest.partition(end)[2])
+
+
+def _shown_arguments() -> list[str]:
+    """The command line as a reader may repeat it: without what names a place on this machine."""
+    shown, skip = [], False
+    for argument in sys.argv[1:]:
+        if skip:
+            skip = False
+        elif argument in ("--json", "--docs"):
+            skip = True
+        elif argument == "--original":
+            shown += [argument, "CHECKOUT"]
+            skip = True
+        else:
+            shown.append(argument)
+    return shown
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    align = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, align, *rows])

@@ -1,0 +1,112 @@
+"""Encoding audio: how long each contender takes, and which share of the machine's matmul rate it reaches.
+
+    python benchmarks/inference.py [--original CHECKOUT] [--json OUT] [--docs docs/performance.md]
+
+Contenders: our extracted subnets of the `small` space (smallest, default, largest), transformers' HubertModel with
+the weights of our default, HuBERT Base, DistilHuBERT's shape, and, given a checkout, the original's default subnet.
+Weights are random, fp32. FLOP are those of the plain computation as torch counts them, which leaves out the products
+inside the fused attention; so a share is a little understated, and one above 100 % is possible where a fast algorithm
+saves FLOP.
+"""
+
+import torch
+from contenders import (
+    SAMPLING_RATE,
+    activate_original,
+    arguments,
+    count_flop,
+    hubert_base,
+    machine,
+    markdown,
+    matmul_rate,
+    measure,
+    original_model,
+    publish,
+    static_model,
+    summary,
+)
+
+from lighthubert_hf import SearchSpace
+
+OURS = "ours, 27M default"
+TWIN = "transformers HubertModel, the 27M"
+
+
+def build(options) -> dict:
+    """Contenders as functions of `(batch, samples)` audio."""
+    space = SearchSpace.small()
+    default = static_model(space.default())
+    contenders = {
+        OURS: default,
+        "ours, 11M smallest": static_model(space.smallest()),
+        "ours, 44M largest": static_model(space.largest()),
+        TWIN: default.to_hubert(),
+        "HuBERT Base, 95M": hubert_base(),
+        "DistilHuBERT's shape, 23M": hubert_base(num_hidden_layers=2),
+    }
+    if options.original:
+        original = original_model(options.original)
+        activate_original(original, space.default())
+        contenders["original, 27M default"] = original.extract_features
+    return contenders
+
+
+def run_setting(contenders: dict, batch: int, seconds: float, rounds: int) -> dict:
+    audio = torch.randn(batch, round(seconds * SAMPLING_RATE))
+    runs = {name: lambda run=run: run(audio) for name, run in contenders.items()}
+    with torch.inference_mode():
+        difference = (runs[OURS]().last_hidden_state - runs[TWIN]().last_hidden_state).abs().max().item()
+        times = measure(runs, rounds)
+    rate, rows = matmul_rate(times), {name: summary(times[name]) for name in runs}
+    ours = dict(rows[OURS])
+    for name, row in rows.items():
+        row["times_ours"] = round(row["median_ms"] / ours["median_ms"], 2)
+        row["times_ours_least"] = round(row["least_ms"] / ours["least_ms"], 2)
+        if isinstance(contenders[name], torch.nn.Module):
+            flop = count_flop(runs[name])
+            row |= {"gflop": round(flop / 1e9, 2), "share": round(flop / row["median_ms"] / rate / 1e6, 3)}
+    return {
+        "batch": batch,
+        "seconds": seconds,
+        "matmul_gflops": round(rate, 1),
+        "largest_difference_from_transformers": difference,
+        "contenders": rows,
+    }
+
+
+def table(settings: list[dict]) -> str:
+    header = ["median ms (× ours; share of matmul rate)"]
+    header += [f"{s['batch']} × {s['seconds']:g} s" for s in settings]
+    rows = []
+    for name in settings[0]["contenders"]:
+        cells = []
+        for setting in settings:
+            row = setting["contenders"][name]
+            share = f"; {row['share']:.0%}" if "share" in row else ""
+            cells.append(f"{row['median_ms']:.0f} ({row['times_ours']:.2f}{share})")
+        rows.append([name, *cells])
+    rows.append(["matmul, GFLOP/s", *(f"{s['matmul_gflops']:.0f}" for s in settings)])
+    differences = (s["largest_difference_from_transformers"] for s in settings)
+    rows.append(["largest difference from transformers", *(f"{value:.0e}" for value in differences)])
+    return markdown(header, rows)
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=11)
+    parser.add_argument("--seconds", type=float, nargs="+", default=[1, 10], help="lengths of audio")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    contenders = build(options)
+    settings = [
+        run_setting(contenders, batch, seconds, options.rounds)
+        for batch in options.batch
+        for seconds in options.seconds
+    ]
+    publish("inference", {"machine": machine(), "settings": settings}, table(settings), options)
+
+
+if __name__ == "__main__":
+    main()
