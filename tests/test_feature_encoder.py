@@ -62,7 +62,9 @@ def expected(theirs, audio):
 
 
 def assert_close(found, wanted, tolerance=1e-5):
-    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
+    """Within `tolerance` of the largest value, or of 1: without norms values may be large."""
+    size = wanted[wanted.isfinite()].abs().max().clamp(min=1).item() if wanted.numel() else 1
+    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * size)
 
 
 @torch.no_grad()
@@ -73,7 +75,8 @@ def test_equals_transformers(pair, bias, samples, small_tiles, packed_runs):
     audio = torch.randn(2, samples)
     before = audio.clone()
     assert_close(ours(audio), expected(theirs, audio))
-    assert packed_runs and torch.equal(audio, before)
+    assert packed_runs
+    assert torch.equal(audio, before)
 
 
 @torch.no_grad()
@@ -116,7 +119,7 @@ def test_any_stack_equals_the_modules(stack):
     assert_close(fast, plain.detach(), 1e-9)
     assert_close(trained, plain, 1e-9)
     for name, parameter in ours.named_parameters():
-        assert_close(gradients[name], parameter.grad, 1e-7 * (1 + parameter.grad.abs().max().item()))
+        assert_close(gradients[name], parameter.grad, 1e-7)
 
 
 class watched:
@@ -147,7 +150,8 @@ def test_half_precision_is_as_close_as_the_modules(pair, dtype, packed_runs):
     with watched(half):
         by_modules = half(audio.to(dtype)).float()
     error, usual = ((found - exact).square().mean().sqrt() for found in (half(audio.to(dtype)).float(), by_modules))
-    assert packed_runs and error < 1.5 * usual
+    assert packed_runs
+    assert error < 1.5 * usual
 
 
 def padded_batch(lengths):
@@ -214,7 +218,7 @@ def test_gradients_equal_transformers(norm, bias, small_tiles):
     (out * weight).sum().backward()
     (theirs(audio).transpose(1, 2) * weight).sum().backward()
     for (name, ours_), theirs_ in zip(ours.named_parameters(), theirs.parameters()):
-        assert_close(ours_.grad, theirs_.grad, 1e-4 * (1 + theirs_.grad.abs().max().item())), name
+        assert_close(ours_.grad, theirs_.grad, 1e-4), name
 
 
 def tape(tensor) -> str:
@@ -250,7 +254,8 @@ def test_a_frozen_front_end_takes_the_fast_form_in_training(pair, packed_runs):
     ours.train().freeze()
     audio = torch.randn(1, 3000)
     out = ours(audio)
-    assert packed_runs and not out.requires_grad
+    assert packed_runs
+    assert not out.requires_grad
     nn.Linear(12, 2)(out).sum().backward()  # autograd may keep it
     assert_close(out, expected(theirs, audio))
 
@@ -268,7 +273,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(pair):
     assert "ConvNormGelu" not in tape(out)
     out.square().sum().backward()
     for parameter, gradient in zip(ours.parameters(), wanted):
-        assert_close(parameter.grad, gradient, 1e-4 * (1 + gradient.abs().max().item()))
+        assert_close(parameter.grad, gradient, 1e-4)
 
 
 def test_gradients_of_the_audio_come_from_the_modules(pair):
@@ -398,8 +403,9 @@ def test_changed_weights_are_noticed(pair, change, packed_runs):
         theirs.load_state_dict(ours.state_dict())
         with torch.no_grad():
             after = ours(audio)
-        assert packed_runs and (after - before).abs().max() > 1e-3
-        assert_close(after, expected(theirs, audio), 1e-5 * (1 + after.abs().max().item()))
+        assert packed_runs
+        assert (after - before).abs().max() > 1e-3
+        assert_close(after, expected(theirs, audio))
 
 
 def test_a_single_changed_element_is_noticed(pair):
@@ -419,7 +425,8 @@ def test_moving_copying_and_pickling(pair):
     ours(audio)
     keys = list(theirs.state_dict())
     for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
-        assert other._packed._entry is None and list(other.state_dict()) == keys
+        assert other._packed._entry is None
+        assert list(other.state_dict()) == keys
         other.conv_layers[0].conv.weight.mul_(2)
         other.conv_layers[1].conv.weight.mul_(2)
         assert (other(audio) - ours(audio)).abs().max() > 1e-3

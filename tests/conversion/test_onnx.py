@@ -91,7 +91,7 @@ def test_int8_states_what_it_costs(exported):
 
 @pytest.mark.parametrize("spoiled", [False, True])
 def test_wrong_file_is_noticed(spoiled, exported, tmp_path, monkeypatch):
-    model, folder, exact, _ = exported
+    _, folder, exact, _ = exported
     shutil.copytree(folder, tmp_path / "subnet")
     if spoiled:
         other = LightHubertModel.from_pretrained(folder)
