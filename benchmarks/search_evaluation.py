@@ -2,9 +2,9 @@
 
 python benchmarks/search_evaluation.py [--original CHECKOUT] [--json OUT] [--docs docs/performance.md]
 
-Contenders, in turn on the same audio and subnets: the cached score; teacher and full student for every subnet with this
-package; and the same with the original's student. All students have the same random weights, the teacher has the shape
-of HuBERT Base. How much the scores differ is reported too.
+Contenders, in turn on the same audio and subnets: the cached score; teacher and full student for every subnet, with
+this package and with the original's student. All students have the same random weights, the teacher has the shape of
+HuBERT Base. How much the scores differ is reported too.
 """
 
 import argparse

@@ -3,10 +3,11 @@
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import HubertConfig, HubertModel
@@ -105,8 +106,10 @@ def stacks(draw):
 def test_any_stack_equals_the_modules(stack):
     overrides, extra, rows = stack
     ours = make_pair(**overrides)[0].double()
-    audio = torch.randn(rows, receptive_field(ours.config) + extra, dtype=torch.float64)
-    weight = torch.randn(rows, conv_output_lengths(audio.shape[1], ours.config), ours.config.conv_dim[-1])
+    samples = receptive_field(ours.config) + extra
+    assume(rows * conv_output_lengths(samples, ours.config, 1) > 1)  # torch's group norm refuses a single frame
+    audio = torch.randn(rows, samples, dtype=torch.float64)
+    weight = torch.randn(rows, conv_output_lengths(samples, ours.config), ours.config.conv_dim[-1])
     with torch.no_grad():
         fast = ours(audio)
     trained = ours(audio)
@@ -268,7 +271,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(pair):
     ours.zero_grad()
     for layer in ours.conv_layers:
         layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = torch.utils.checkpoint.checkpoint
+        layer._gradient_checkpointing_func = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
     out = ours(audio)
     assert "ConvNormGelu" not in tape(out)
     out.square().sum().backward()
@@ -289,7 +292,7 @@ def export(ours, audio):
 
 
 def trace(ours, audio):
-    return torch.jit.trace(ours, (audio,))(audio)
+    return torch.jit.trace(ours, (audio,), check_trace=False)(audio)
 
 
 def compiled(ours, audio):
@@ -373,7 +376,7 @@ def by_loading(ours):
 
 def by_new_parameters(ours):
     for layer in ours.conv_layers:
-        layer.conv.weight = nn.Parameter(layer.conv.weight.detach() * 1.5)
+        layer.conv.weight = nn.Parameter(torch.randn_like(layer.conv.weight))
 
 
 def by_new_norms(ours):
@@ -386,7 +389,7 @@ def by_new_norms(ours):
 def by_inference(ours):
     with torch.inference_mode():
         for parameter in ours.parameters():
-            parameter.mul_(1.5)
+            parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 @pytest.mark.parametrize(
@@ -427,8 +430,7 @@ def test_moving_copying_and_pickling(pair):
     for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         assert other._packed._entry is None
         assert list(other.state_dict()) == keys
-        other.conv_layers[0].conv.weight.mul_(2)
-        other.conv_layers[1].conv.weight.mul_(2)
+        other.conv_layers[1].conv.weight.normal_()
         assert (other(audio) - ours(audio)).abs().max() > 1e-3
     assert_close(ours.double()(audio.double()).float(), expected(theirs, audio))
     assert_close(ours.float()(audio), expected(theirs, audio))

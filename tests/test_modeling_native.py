@@ -225,6 +225,14 @@ def test_autocast(make_model, waveforms):
 # Compiling
 
 
+def assert_close_where_valid(model, found, expected, attention_mask):
+    """Frames of padding mean nothing, and the paths differ in what they leave there."""
+    if found.ndim == 3:
+        valid = model._get_feature_vector_attention_mask(found.shape[1], attention_mask)
+        found, expected = found[valid], expected[valid]
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+
+
 def compiled(model, *args, **kwargs):
     torch.compiler.reset()
     return torch.compile(model, fullgraph=True, backend="aot_eager", **kwargs)(*args)[0]
@@ -237,7 +245,7 @@ def compiled(model, *args, **kwargs):
 def test_static_models_compile_without_graph_breaks(make_model, padded, cls):
     static = make_model(cls, use_weighted_layer_sum=cls is not LightHubertForPreTraining).extract_subnet(UNEQUAL)
     torch.testing.assert_close(compiled(static, padded[0]), static(padded[0])[0], **TOLERANCE)
-    torch.testing.assert_close(compiled(static, *padded), static(*padded)[0], **TOLERANCE)
+    assert_close_where_valid(static, compiled(static, *padded), static(*padded)[0], padded[1])
 
 
 @pytest.mark.slow
@@ -245,7 +253,7 @@ def test_static_models_compile_without_graph_breaks(make_model, padded, cls):
 @torch.no_grad()
 def test_other_static_models_compile_too(make_model, padded, options):
     static = make_model(LightHubertModel, **options).extract_subnet(UNEQUAL)
-    torch.testing.assert_close(compiled(static, *padded), static(*padded)[0], **TOLERANCE)
+    assert_close_where_valid(static, compiled(static, *padded), static(*padded)[0], padded[1])
 
 
 @torch.no_grad()
@@ -256,7 +264,7 @@ def test_one_graph_for_all_lengths(static, padded):
     with torch.compiler.set_stance("fail_on_recompile"):
         for length in (4400, 4000):
             args = tuple(tensor[:3, :length].contiguous() for tensor in padded)
-            torch.testing.assert_close(graph(*args)[0], static(*args)[0], **TOLERANCE)
+            assert_close_where_valid(static, graph(*args)[0], static(*args)[0], args[1])
 
 
 @pytest.mark.slow

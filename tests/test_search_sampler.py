@@ -7,7 +7,6 @@ import random
 import optuna
 import pytest
 import torch
-from conftest import TINY_SPACE
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from lighthubert_hf.search_space import kept_layers
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 seeds = st.integers(0, 2**32)
+TINY_SPACE = SearchSpace((32, 48, 64), (1, 2, 4), (1.5, 2.0, 3.0), (2, 3, 4))
 TINIEST = SearchSpace((32, 48), (1, 2), (1.5, 2.0), (1, 2))
 
 

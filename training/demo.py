@@ -239,35 +239,41 @@ def _recognition(folder: Path, settings: DemoSettings, speech: dict[str, Any], n
 
 
 def _character_error_rate(folder: Path, settings: DemoSettings, train, held_out, name: str, kind: str) -> float:
-    from .ctc_recipe import CtcRecipe
     from .finetuning import finetune_ctc
 
     output = folder / "ctc" / f"{name}-{kind}"
-    if (output / "metrics.json").is_file():
-        metrics = json.loads((output / "metrics.json").read_text())
+    finished = output / "metrics.json"
+    if finished.is_file():
+        metrics = json.loads(finished.read_text())
     else:
-        recipe = CtcRecipe.model_validate(
-            {
-                "name": f"demo-{name}-{kind}",
-                "output_dir": str(output),
-                "seed": settings.seed,
-                "model": {"path": str(folder / "subnets" / name), "from_scratch": kind == "scratch"},
-                "data": {
-                    "sources": [train],
-                    "evaluation": {"held_out": [held_out]},
-                    "labelled_minutes": settings.labelled_minutes,
-                    "max_eval_examples": 80,
-                    "batch_seconds": 16.0,
-                    "max_seconds": 16.0,
-                },
-                # What distillation taught is kept until the head can read it; random weights are not worth keeping.
-                "freezing": {"freeze": "feature_encoder", "head_only_steps": settings.ctc_steps * 2 // 5}
-                if kind == "distilled"
-                else {"freeze": "none"},
-                "optimizer": {"lr": 2e-3, "max_grad_norm": 1.0},
-                "spec_augment": None,
-                "training": {"steps": settings.ctc_steps},
-            }
-        )
-        metrics = finetune_ctc(recipe)
+        metrics = finetune_ctc(_ctc_recipe(output, folder / "subnets" / name, settings, train, held_out, kind))
     return metrics["evaluation"]["held_out"]["cer"]
+
+
+def _ctc_recipe(output: Path, model: Path, settings: DemoSettings, train, held_out, kind: str):
+    from .ctc_recipe import CtcRecipe
+
+    if kind == "distilled":  # what was learnt is left alone until the head can read it
+        freezing = {"freeze": "feature_encoder", "head_only_steps": settings.ctc_steps * 2 // 5}
+    else:
+        freezing = {"freeze": "none"}
+    return CtcRecipe.model_validate(
+        {
+            "name": output.name,
+            "output_dir": str(output),
+            "seed": settings.seed,
+            "model": {"path": str(model), "from_scratch": kind == "scratch"},
+            "data": {
+                "sources": [train],
+                "evaluation": {"held_out": [held_out]},
+                "labelled_minutes": settings.labelled_minutes,
+                "max_eval_examples": 80,
+                "batch_seconds": 16.0,
+                "max_seconds": 16.0,
+            },
+            "freezing": freezing,
+            "spec_augment": None,
+            "optimizer": {"lr": 2e-3, "max_grad_norm": 1.0},
+            "training": {"steps": settings.ctc_steps},
+        }
+    )

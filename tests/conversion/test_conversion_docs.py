@@ -31,7 +31,7 @@ def run(command: str) -> str:
 
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
-    """The commands for a checkpoint of one's own, and beside them such a checkpoint and the documented search space."""
+    """The commands for a checkpoint of one's own, in a folder with such a checkpoint and its search space."""
     monkeypatch.chdir(tmp_path)
     description = golden_description()
     torch.save(original_checkpoint(description["cfg"]), "checkpoint.pt")
@@ -39,7 +39,7 @@ def commands(tmp_path, monkeypatch):
     assert json.loads(space) == description["search_space"]
     Path("space.json").write_text(space)
     lines = [line for block in documented("bash") for line in block.splitlines()]
-    return [line for line in lines if "small" not in line.split()[-1] and "base" not in line]
+    return [line for line in lines if not re.search("mechanicalsea|_base|-base", line)]
 
 
 def test_there_and_back(commands):
@@ -69,6 +69,12 @@ def test_onnx(commands):
 def test_every_option_is_documented():
     result = CliRunner().invoke(app, ["convert", "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     text = DOCS.read_text(encoding="utf-8")
-    options = set(re.findall(r"--[a-z-]+", result.output)) - {"--help", "--json", "--revision", "--verify"}
-    assert options
-    assert all(option in text for option in options), options
+    options = set(re.findall(r"--[a-z-]+", result.output))
+    assert {"--search-space", "--to-original", "--importance-sorting", "--no-verify"} <= options
+    assert {option for option in options if option in text} >= options - {
+        "--help",
+        "--json",
+        "--verify",
+        "--no-to-original",
+        "--no-importance-sorting",
+    }

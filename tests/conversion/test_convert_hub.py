@@ -1,0 +1,75 @@
+"""Sources on the Hub, served by the Hub-compatible server of tests/hub."""
+
+import pytest
+from hub_server import Account, HubServer
+from huggingface_hub import HfApi, constants
+from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+from lighthubert_hf.conversion import ConversionError, convert
+from lighthubert_hf.conversion.sources import resolve
+
+TOKEN = "hf_TestWriterToken0123456789"
+REPO = "alice/lighthubert"
+
+
+@pytest.fixture
+def api(tmp_path, monkeypatch):
+    with HubServer({TOKEN: Account("alice")}) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.chdir(tmp_path)
+        api = HfApi(endpoint=server.endpoint, token=TOKEN)
+        api.create_repo(REPO)
+        yield api
+
+
+def test_file_of_a_repository(api, save_original, small_space, tmp_path):
+    for name, seed in (("lighthubert_small.pt", 1), ("lighthubert_base.pt", 2)):
+        api.upload_file(path_or_fileobj=save_original(seed=seed), path_in_repo=name, repo_id=REPO)
+    with pytest.raises(ConversionError, match=rf"{REPO}:lighthubert_base\.pt, {REPO}:lighthubert_small\.pt"):
+        convert(REPO, tmp_path / "supernet", search_space=small_space)
+    report = convert(f"{REPO}:lighthubert_small.pt", tmp_path / "supernet", search_space=small_space)
+    assert report.source == f"{REPO}:lighthubert_small.pt"
+    assert report.max_difference < 1e-5
+    with pytest.raises(ConversionError, match="the Hub did not give it"):
+        resolve(f"{REPO}:lighthubert_large.pt")
+    with pytest.raises(ConversionError, match="the Hub did not give it"):
+        resolve(f"{REPO}:lighthubert_small.pt", revision="nowhere")
+
+
+def test_only_checkpoint_of_a_repository(api, save_original):
+    api.upload_file(path_or_fileobj=save_original(), path_in_repo="only.pt", repo_id=REPO)
+    assert resolve(REPO).name == "only.pt"
+
+
+def test_model_folder(api, tmp_path):
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 2}
+    HubertModel(HubertConfig(**sizes, conv_dim=[8] * 7)).save_pretrained(tmp_path / "source")
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "source")
+    (tmp_path / "source" / "pytorch_model.bin").write_bytes(b"an older copy of the weights")
+    api.upload_folder(folder_path=tmp_path / "source", repo_id=REPO)
+    assert convert(REPO, tmp_path / "supernet", revision="main").max_difference < 1e-5
+    assert not (resolve(REPO) / "pytorch_model.bin").exists()
+
+
+def test_nothing_there(api, tmp_path):
+    with pytest.raises(ConversionError, match="no model folder; name one of its checkpoints: none"):
+        resolve(REPO)
+    with pytest.raises(ConversionError, match="the Hub did not give it"):
+        resolve("alice/nothing")
+    with pytest.raises(FileNotFoundError, match=r"no file or folder nothing\.pt, and it is no Hub id"):
+        resolve("nothing.pt")
+    (tmp_path / "here.pt").touch()
+    with pytest.raises(ConversionError, match="has no revision 'main'"):
+        resolve(tmp_path / "here.pt", revision="main")
+
+
+def test_unreachable_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConversionError, match="the Hub did not give it"):
+        resolve("alice/nothing")
