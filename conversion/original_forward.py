@@ -1,8 +1,8 @@
 """A second, independent reading of the original's checkpoints, to verify conversions with.
 
-The original implementation is no dependency. These are plain functions on its own names and settings, without the model
-classes or the name map, written from what the original does: which rows and columns a subnet takes, in which order things
-are normed. Slow, for one utterance without padding.
+The original implementation is no dependency. These are plain functions on its own names and settings, without the
+model classes or the name map, written from what the original does: which rows and columns a subnet takes, in which
+order things are normed. Slow, for one utterance without padding.
 """
 
 from collections.abc import Callable, Mapping
