@@ -53,6 +53,7 @@ class AudioSource:
         config_name: Configuration of a Hub dataset.
         audio_column: Column with the audio; `None` takes the only one of type `Audio`.
         text_column: Column with transcripts; `None` reads none.
+        all_columns: Read every other column, too, for labels.
         weight: How many examples are drawn from here, relative to the other sources. A source of weight 0 is not read.
     """
 
@@ -61,6 +62,7 @@ class AudioSource:
     config_name: str | None = None
     audio_column: str | None = None
     text_column: str | None = None
+    all_columns: bool = False
     weight: float = 1.0
 
     def __post_init__(self):
@@ -87,13 +89,15 @@ class AudioSource:
 
 @dataclass(frozen=True)
 class RawExample:
-    """A row before decoding. `id` is its place, `source:shard:row`, and unique in the whole stream."""
+    """A row before decoding. `id` is its place, `source:shard:row`, and unique in the whole stream. `columns` are all
+    but the audio, if the source has `all_columns`."""
 
     id: str
     audio: dict[str, Any]
     text: str | None
     source: int
     epoch: int
+    columns: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,9 @@ class OpenSource:
                 f"{source.path!r} has no column {source.text_column!r} for the text; it has {sorted(dataset.features)}"
             )
         columns = [self.audio_column] + ([source.text_column] if source.text_column else [])
-        self._dataset = _without_decoding(dataset.select_columns(columns), self.audio_column)
+        if not source.all_columns:
+            dataset = dataset.select_columns(columns)
+        self._dataset = _without_decoding(dataset, self.audio_column)
         self.num_shards = min(dataset.num_shards, MAX_SHARDS)
 
     def _load(self):
@@ -221,7 +227,10 @@ class OpenSource:
         audio = values[self.audio_column]
         audio = {"bytes": None, "path": audio} if isinstance(audio, str) else (audio or {})
         text = values[self.source.text_column] if self.source.text_column else None
-        return RawExample(f"{self.index}:{shard}:{row}", audio, text, self.index, epoch)
+        columns = None
+        if self.source.all_columns:
+            columns = {name: value for name, value in values.items() if name != self.audio_column}
+        return RawExample(f"{self.index}:{shard}:{row}", audio, text, self.index, epoch, columns)
 
 
 def _is_fault_of_opening(error: Exception) -> bool:

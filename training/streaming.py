@@ -41,7 +41,8 @@ class AudioStream:
     * `input_values` (`np.ndarray` of shape `(num_samples,)`): float32, 16 kHz, mono, cropped, then normalised to zero
       mean and unit variance (as `Wav2Vec2FeatureExtractor` does, on what the model sees);
     * `text` (`str` or `None`): the transcript (of the whole, if cropped);
-    * `num_samples` (`int`): length of `input_values`.
+    * `num_samples` (`int`): length of `input_values`;
+    * `columns` (`dict`): all other columns, of sources with `all_columns`.
 
     The order is a function of the arguments alone. Within an epoch of a source every row comes exactly once, over all
     processes, however often the stream is interrupted and resumed; decoding threads change nothing.
@@ -59,6 +60,7 @@ class AudioStream:
         min_seconds: Shorter examples are dropped and counted (under 400 samples a model sees no frame).
         max_seconds: Longer ones, too.
         crop_seconds: Longer examples are cropped to this, at a place that depends on (seed, epoch, id).
+        normalised: `False` hands out waveforms as they are, in [-1, 1].
         max_broken_share: A larger share of undecodable files stops the stream.
         max_retries, retry_seconds: A network fault is retried so often, after so long (doubled each time).
         num_workers: Decoding threads; 0 decodes in the caller's. (Decoders release the GIL.)
@@ -83,6 +85,7 @@ class AudioStream:
         min_seconds: float = 0.1,
         max_seconds: float | None = None,
         crop_seconds: float | None = None,
+        normalised: bool = True,
         max_broken_share: float = 0.05,
         max_retries: int = 5,
         retry_seconds: float = 1.0,
@@ -102,7 +105,7 @@ class AudioStream:
                 raise ValueError(f"{name} {seconds} is below min_seconds {min_seconds}: nothing would be left")
         self.seed, self.shuffle, self.repeat, self.rank, self.num_workers = seed, shuffle, repeat, rank, num_workers
         self.min_seconds, self.max_seconds, self.crop_seconds = min_seconds, max_seconds, crop_seconds
-        self.max_broken_share = max_broken_share
+        self.normalised, self.max_broken_share = normalised, max_broken_share
         self._retry = Retry(max_retries, retry_seconds)
         self._sources = sources
         self._cumulative_weights = np.cumsum([source.weight for source in sources])
@@ -156,8 +159,12 @@ class AudioStream:
                 self._check_counts(counts, barren=raw.epoch > last_useful[raw.source] + 1, source=raw.source)
                 continue
             last_useful[raw.source] = raw.epoch
-            input_values = normalise(self._crop(waveform, raw))
+            input_values = self._crop(waveform, raw)
+            if self.normalised:
+                input_values = normalise(input_values)
             example = {"id": raw.id, "input_values": input_values, "text": raw.text, "num_samples": len(input_values)}
+            if raw.columns is not None:
+                example["columns"] = raw.columns
             yield example, {"settings": self._settings, **place, "counts": dict(counts)}
         self._check_counts(counts, barren=False, source=0, final=True)
 

@@ -47,6 +47,14 @@ def test_items_are_what_a_model_takes(shards):
     assert abs(values.std() - 1) < 1e-4
 
 
+def test_all_columns_and_waveforms_as_they_are(shards):
+    source = AudioSource(shards[0], all_columns=True)
+    example = next(iter(AudioStream([source], shuffle=False, normalised=False)))
+    assert example["columns"] == {"text": "0-0"}
+    waveform, _ = soundfile.read(io.BytesIO(encode(len(example["input_values"]) / 16_000)), dtype="float32")
+    np.testing.assert_array_equal(example["input_values"], waveform)
+
+
 def test_unshuffled_pass_reads_rows_as_stored(shards):
     folder, texts = shards
     assert texts_of(make_stream(folder, shuffle=False, repeat=False))[0] == texts
