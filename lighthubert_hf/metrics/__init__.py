@@ -4,6 +4,21 @@ from lighthubert_hf.metrics import WordErrorRate
 WordErrorRate().compute(predictions=["a bird sings"], references=["the bird sings"])   # {"wer": 0.333…}
 """
 
-from .error_rates import CharacterErrorRate, WordErrorRate
+from .classification import Accuracy, AllSlotsAccuracy
+from .detection import EqualErrorRate, MaximumTermWeightedValue
+from .diarization import DiarizationErrorRate
+from .error_rates import CharacterErrorRate, PhoneErrorRate, WordErrorRate
+from .slot_filling import SlotCharacterErrorRate, SlotF1
 
-__all__ = ["CharacterErrorRate", "WordErrorRate"]
+__all__ = [
+    "Accuracy",
+    "AllSlotsAccuracy",
+    "CharacterErrorRate",
+    "DiarizationErrorRate",
+    "EqualErrorRate",
+    "MaximumTermWeightedValue",
+    "PhoneErrorRate",
+    "SlotCharacterErrorRate",
+    "SlotF1",
+    "WordErrorRate",
+]

@@ -1,13 +1,14 @@
-"""Word and character error rate."""
+"""Word, character and phone error rate."""
 
 from collections.abc import Callable, Sequence
 
-import datasets
-import evaluate
 import jiwer
+from datasets import Value
+
+from .base import OfflineMetric
 
 
-class _ErrorRate(evaluate.Metric):
+class _ErrorRate(OfflineMetric):
     """`(substitutions + deletions + insertions) / number of units in the references`.
 
     Edits and units are summed over all utterances before they are divided, so that batching changes nothing. What is
@@ -15,21 +16,10 @@ class _ErrorRate(evaluate.Metric):
     predictions and else 1.
     """
 
+    inputs = "`predictions` and `references`: two lists of as many strings."
+    columns = {name: Value("string") for name in ("predictions", "references")}
     _name: str
-    _unit: str
     _align: Callable[[list[str], list[str]], jiwer.WordOutput | jiwer.CharacterOutput]
-
-    def __init__(self, **kwargs):
-        # In memory: a few strings need no Arrow file in a cache folder, and no lock on it.
-        super().__init__(**{"keep_in_memory": True, **kwargs})
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=f"{self._unit.capitalize()} error rate: edits per {self._unit} of the references.",
-            citation="",
-            inputs_description="`predictions` and `references`: two lists of as many strings.",
-            features=datasets.Features({name: datasets.Value("string") for name in ("predictions", "references")}),
-        )
 
     def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
         counts = self._align(list(references), list(predictions))
@@ -46,7 +36,8 @@ class WordErrorRate(_ErrorRate):
     Words are what stands between spaces. With `add` and `add_batch` it collects while an evaluation runs.
     """
 
-    _name, _unit, _align = "wer", "word", staticmethod(jiwer.process_words)
+    description = "Word error rate: edits per word of the references."
+    _name, _align = "wer", staticmethod(jiwer.process_words)
 
 
 class CharacterErrorRate(_ErrorRate):
@@ -57,4 +48,17 @@ class CharacterErrorRate(_ErrorRate):
     Spaces between words are characters, too; those at the ends of an utterance are not.
     """
 
-    _name, _unit, _align = "cer", "character", staticmethod(jiwer.process_characters)
+    description = "Character error rate: edits per character of the references."
+    _name, _align = "cer", staticmethod(jiwer.process_characters)
+
+
+class PhoneErrorRate(_ErrorRate):
+    """PER as an `evaluate.Metric` that needs no network.
+
+        PhoneErrorRate().compute(predictions=["B ER D"], references=["B ER1 D"])   # {"per": 0.333…}
+
+    Phones are what stands between spaces and count as they are written: map stress or folded phones beforehand.
+    """
+
+    description = "Phone error rate: edits per phone of the references."
+    _name, _align = "per", staticmethod(jiwer.process_words)
