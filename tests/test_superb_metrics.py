@@ -1,4 +1,4 @@
-"""SUPERB's metrics: values computed by hand, invariances on random inputs, one result at batch 1 and 8, clear errors."""
+"""SUPERB's metrics: values computed by hand, invariances on random inputs, one result at batch 1 and 8, errors."""
 
 import random
 

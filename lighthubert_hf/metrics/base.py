@@ -1,5 +1,7 @@
 """What the metrics share: `evaluate.Metric`s that live in memory and need no network."""
 
+from typing import ClassVar
+
 import datasets
 import evaluate
 
@@ -9,7 +11,7 @@ class OfflineMetric(evaluate.Metric):
 
     description: str
     inputs: str
-    columns: dict[str, object]
+    columns: ClassVar[dict[str, object]]
 
     def __init__(self, **kwargs):
         # In memory: a few numbers need no Arrow file in a cache folder, and no lock on it.

@@ -1,6 +1,7 @@
 """Accuracy: of one class an utterance, and of several slots that all have to be right."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from datasets import Sequence as ListOf
 from datasets import Value
@@ -16,7 +17,7 @@ class Accuracy(OfflineMetric):
 
     description = "Accuracy: the share of predictions that equal their reference."
     inputs = "`predictions` and `references`: two lists of as many class ids."
-    columns = {name: Value("int64") for name in ("predictions", "references")}
+    columns: ClassVar = {name: Value("int64") for name in ("predictions", "references")}
 
     def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
         return {"accuracy": _share_equal(predictions, references)}
@@ -25,7 +26,7 @@ class Accuracy(OfflineMetric):
 class AllSlotsAccuracy(OfflineMetric):
     """The share of utterances whose slots are all right, as SUPERB scores intents.
 
-    AllSlotsAccuracy().compute(predictions=[[0, 1, 4], [2, 1, 0]], references=[[0, 1, 4], [2, 1, 1]])   # {"accuracy": 0.5}
+    AllSlotsAccuracy().compute(predictions=[[0, 1], [2, 1]], references=[[0, 1], [2, 2]])   # {"accuracy": 0.5}
 
     Raises:
         ValueError: if an utterance has another number of slots than its reference.
@@ -33,7 +34,7 @@ class AllSlotsAccuracy(OfflineMetric):
 
     description = "Accuracy of utterances: the share whose slots all equal their reference."
     inputs = "`predictions` and `references`: for every utterance a list of class ids, one a slot."
-    columns = {name: ListOf(Value("int64")) for name in ("predictions", "references")}
+    columns: ClassVar = {name: ListOf(Value("int64")) for name in ("predictions", "references")}
 
     def _compute(self, predictions: Sequence[list[int]], references: Sequence[list[int]]) -> dict[str, float]:
         for predicted, true in zip(predictions, references, strict=True):

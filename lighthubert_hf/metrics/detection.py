@@ -1,6 +1,7 @@
 """Metrics of scores that are compared with a threshold: equal error rate and maximum term-weighted value."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from datasets import Value
@@ -23,7 +24,7 @@ class EqualErrorRate(OfflineMetric):
 
     description = "Equal error rate: where false acceptances and false rejections are equally frequent."
     inputs = "`predictions`: scores; `references`: as many of 0 (reject) and 1 (accept)."
-    columns = {"predictions": Value("float64"), "references": Value("int64")}
+    columns: ClassVar = {"predictions": Value("float64"), "references": Value("int64")}
 
     def _compute(self, predictions: Sequence[float], references: Sequence[int]) -> dict[str, float]:
         from sklearn.metrics import roc_curve
@@ -48,9 +49,9 @@ class MaximumTermWeightedValue(OfflineMetric):
     `TWV(θ) = 1 − mean over queries of [P_miss(θ) + β · P_false_alarm(θ)]`, where both are rates among the query's own
     trials, `β = cost_false_alarm / cost_miss · (1 − prior) / prior` and scores of at least θ are detections. Detecting
     nothing has the value 0, so no result is lower. The defaults are those of QUESST 2014, which SUPERB uses: prior
-    0.0008, costs 100 and 1, β = 12.49. Queries that no document contains are left out, as they have no miss rate. A query
-    that every document contains has no false alarms. Scores are compared across queries: normalise them per query
-    beforehand.
+    0.0008, costs 100 and 1, β = 12.49. Queries that no document contains are left out, as they have no miss rate. A
+    query that every document contains has no false alarms. Scores are compared across queries: normalise them per
+    query beforehand.
 
     Raises:
         ValueError: if no query occurs in any document, a reference is neither 0 nor 1, a score is not finite, or
@@ -59,7 +60,7 @@ class MaximumTermWeightedValue(OfflineMetric):
 
     description = "Maximum term-weighted value of query-by-example spoken term detection."
     inputs = "`predictions`: scores; `references`: 0 or 1; `queries`: names; one of each for every query and document."
-    columns = {"predictions": Value("float64"), "references": Value("int64"), "queries": Value("string")}
+    columns: ClassVar = {"predictions": Value("float64"), "references": Value("int64"), "queries": Value("string")}
 
     def _compute(
         self,

@@ -1,6 +1,7 @@
 """Word, character and phone error rate."""
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import jiwer
 from datasets import Value
@@ -17,7 +18,7 @@ class _ErrorRate(OfflineMetric):
     """
 
     inputs = "`predictions` and `references`: two lists of as many strings."
-    columns = {name: Value("string") for name in ("predictions", "references")}
+    columns: ClassVar = {name: Value("string") for name in ("predictions", "references")}
     _name: str
     _align: Callable[[list[str], list[str]], jiwer.WordOutput | jiwer.CharacterOutput]
 

@@ -5,6 +5,7 @@ A slot's words stand between two tokens, as in SUPERB: `play B-artist john coltr
 
 import re
 from collections.abc import Sequence
+from typing import ClassVar
 
 from datasets import Value
 
@@ -17,7 +18,7 @@ _TOKEN = re.compile(r"(?:^|(?<= ))[BE]-\S+(?: |$)")
 
 class _SlotMetric(OfflineMetric):
     inputs = "`predictions` and `references`: texts in which B-name and E-name stand around the words of a slot."
-    columns = {name: Value("string") for name in ("predictions", "references")}
+    columns: ClassVar = {name: Value("string") for name in ("predictions", "references")}
 
 
 class SlotF1(_SlotMetric):
