@@ -1,0 +1,243 @@
+"""`lighthubert evaluate`: a frozen model judged on the tasks of SUPERB.
+
+OUTPUT/
+  results.json      everything below in one file
+  results.md        the table, beside what is published
+  tasks/NAME.json   one finished task; not done again as long as model, data and settings are the same
+  features/         the cache, unless it is elsewhere
+"""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from lighthubert_hf import __version__
+from lighthubert_hf.measuring import describe_machine
+from lighthubert_hf.search_space import Subnet
+
+from ..ctc_results import write_text
+from .feature_store import FeatureStore, data_fingerprint
+from .probing import train_head
+from .query_task import QueryByExample
+from .registry import PROBED, parse_tasks
+from .report import markdown
+from .settings import EvaluationSettings, SuperbData, TaskData, load_data
+from .splits import Selection, Split
+from .upstream import Upstream, load_upstream
+
+logger = logging.getLogger(__name__)
+
+# Raise it when the same settings lead to other scores: what was done before is done again.
+HARNESS_VERSION = 1
+
+
+def evaluate_model(
+    model: str | Path | PreTrainedModel | Upstream,
+    tasks: str | Sequence[str],
+    data: SuperbData | Sequence[str] = (),
+    output: str | Path = "evaluation",
+    settings: EvaluationSettings | None = None,
+    *,
+    revision: str | None = None,
+    subnet: str | Subnet | None = None,
+    cache: str | Path | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train a head for each task on the frozen model's features and test it.
+
+    Tasks that were finished earlier in `output`, with the same model, data and settings, are not done again.
+
+    Args:
+        model: Folder or Hub id, a live model, or an [`Upstream`].
+        tasks: Names, or "all".
+        data: Where the tasks' data are: what [`load_data`] gives, or overrides for it such as `["ks=FOLDER"]`.
+        output: Folder for the results.
+        settings: How; by default SUPERB's rates and steps.
+        revision: Of a model on the Hub.
+        subnet: Which one of a supernet.
+        cache: Folder for features, which several evaluations may share; by default `output/features`.
+        device: By default a GPU if there is one.
+        progress: Whether to show progress bars.
+
+    Returns:
+        What `results.json` holds: `{"model", "revision", "parameters", …, "tasks": {name: {"metrics": {…}, …}}}`.
+        Metrics are fractions.
+
+    Raises:
+        FileNotFoundError: There is no such model or data set.
+        ValueError: A task without data, data without the columns needed, a supernet's subnet that does not fit.
+    """
+    settings = settings or EvaluationSettings()
+    data = data if isinstance(data, SuperbData) else load_data(data)
+    names = parse_tasks(list(tasks) if not isinstance(tasks, str) else tasks)
+    _check_data(names, data)
+    upstream = load_upstream(model, revision=revision, subnet=subnet)
+    upstream.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    output = Path(output)
+    store = FeatureStore(cache or output / "features", settings.cache_gigabytes, settings.cache_dtype)
+    evaluation = _Evaluation(upstream, settings, store, progress)
+    (output / "tasks").mkdir(parents=True, exist_ok=True)
+    results = _describe(upstream, settings)
+    for name in names:
+        task_data = getattr(data, name)
+        results["tasks"][name] = _finished_or(output / "tasks" / f"{name}.json", evaluation, name, task_data)
+        write_text(output / "results.json", json.dumps(results, indent=2) + "\n")
+        write_text(output / "results.md", markdown(results))
+    return results
+
+
+def _check_data(names: list[str], data: SuperbData) -> None:
+    for name in names:
+        entry: TaskData = getattr(data, name)
+        if entry.path is None:
+            what = f" ({entry.note})" if entry.note else ""
+            raise ValueError(f"no data for {name}{what}: say --data {name}=FOLDER_OR_HUB_ID, or leave the task out")
+        if name == "qbe" and entry.validation is None:
+            raise ValueError("qbe chooses its layer on validation queries; set --data qbe.validation=SPLIT")
+
+
+def _describe(upstream: Upstream, settings: EvaluationSettings) -> dict[str, Any]:
+    return {
+        "model": upstream.name,
+        "revision": upstream.revision,
+        "subnet": upstream.subnet and upstream.subnet.to_dict(),
+        "parameters": upstream.parameters,
+        "hidden_states": upstream.num_states,
+        "width": upstream.width,
+        "fingerprint": upstream.fingerprint,
+        "seed": settings.seed,
+        "settings": settings.model_dump(mode="json"),
+        "machine": describe_machine(upstream.model.device),
+        "package_version": __version__,
+        "tasks": {},
+    }
+
+
+def _finished_or(path: Path, evaluation: "_Evaluation", name: str, data: TaskData) -> dict[str, Any]:
+    """The stored result of a task if it is of the same model, data and settings; else it is done, and stored."""
+    key = evaluation.key(name, data)
+    if path.is_file():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["key"] == key:
+            logger.info("%s was done before", name)
+            return stored["result"]
+    result = evaluation.query(data) if name == QueryByExample.name else evaluation.probe(name, data)
+    text = json.dumps({"key": key, "result": result}, indent=2)
+    write_text(path, text + "\n")
+    return json.loads(text)["result"]  # the same, whether it was done now or before
+
+
+class _Evaluation:
+    """One model under one set of settings."""
+
+    def __init__(self, upstream: Upstream, settings: EvaluationSettings, store: FeatureStore, progress: bool):
+        self.upstream, self.settings, self.store, self.progress = upstream, settings, store, progress
+
+    def key(self, name: str, data: TaskData) -> dict[str, Any]:
+        """What a result depends on, as JSON."""
+        settings, rates = self.settings, self.settings.rates_of(name)
+        key = {
+            "version": HARNESS_VERSION,
+            "upstream": self.upstream.fingerprint,
+            "data": data.model_dump(mode="json", exclude={"path", "name", "note"}),
+            "files": data_fingerprint(data.source(data.test)),
+            "rates": rates and rates.model_dump(mode="json"),
+            "sizes": rates and settings.head_sizes().model_dump(),
+        }
+        fields = ("seed", "validations", "max_seconds", "max_train_examples", "max_eval_examples", "cache_dtype")
+        return json.loads(json.dumps(key | {field: getattr(settings, field) for field in fields}))
+
+    def split(self, data: TaskData, name: str, max_examples: int | None) -> Split:
+        selection = Selection(data.source(name), self.settings.max_seconds, max_examples)
+        return self.store.split(self.upstream, selection, progress=self.progress)
+
+    def probe(self, name: str, data: TaskData) -> dict[str, Any]:
+        """Train and test the head of a task."""
+        start, settings, kind = time.perf_counter(), self.settings, PROBED[name]
+        splits = {"train": self.split(data, data.train, settings.max_train_examples)}
+        if data.validation is not None:
+            splits["validation"] = self.split(data, data.validation, settings.max_eval_examples)
+        splits["test"] = self.split(data, data.test, settings.max_eval_examples)
+        if kind.pooled:
+            splits = {split: utterances.reduced(_mean_over_frames) for split, utterances in splits.items()}
+        frame = (self.upstream.stride, self.upstream.field)
+        task = kind(data, splits["train"].rows, settings.head_sizes(), frame)
+        rates = settings.rates_of(name)
+        probe = train_head(
+            task,
+            splits["train"],
+            splits.get("validation"),
+            (self.upstream.num_states, self.upstream.width),
+            rates,
+            seed=settings.seed,
+            validations=settings.validations,
+            device=self.upstream.model.device,
+            progress=self.progress,
+        )
+        return {
+            "metrics": task.test(probe.head, splits["test"].once()),
+            "validation": probe.validation,
+            "kept_step": probe.kept_step,
+            "loss": probe.loss,
+            "refused": probe.refused,
+            "skipped": probe.skipped,
+            "layer_weights": probe.head.weighted_sum.shares(),
+            **rates.model_dump(mode="json"),
+            "head_parameters": sum(parameter.numel() for parameter in probe.head.parameters()),
+            "seed": settings.seed,
+            "data": _describe_data(data, splits),
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+
+    def query(self, data: TaskData) -> dict[str, Any]:
+        """Choose the layer on the validation queries and look for the test queries with it."""
+        start, limit = time.perf_counter(), self.settings.max_eval_examples
+        splits = {
+            "documents": self.split(data, data.documents, None),
+            "validation": self.split(data, data.validation, limit),
+            "test": self.split(data, data.test, limit),
+        }
+        if not all(split.is_cached for split in splits.values()):
+            raise ValueError("qbe compares all queries with all documents: their features must fit the cache")
+        task = QueryByExample(data)
+        validation, states = splits["validation"], range(self.upstream.num_states)
+        values = task.layer_values(validation, splits["documents"], states, progress=self.progress)
+        best = max(values, key=values.get)
+        found = task.layer_values(splits["test"], splits["documents"], [best], progress=self.progress)
+        return {
+            "metrics": {"mtwv": found[best]},
+            "validation": {str(state): {"mtwv": value} for state, value in values.items()},
+            "layer": best,
+            "steps": 0,
+            "seed": self.settings.seed,
+            "data": _describe_data(data, splits),
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+
+
+def _mean_over_frames(features: np.ndarray) -> np.ndarray:
+    """`(frames, states, width)` to one frame, float32."""
+    return features.mean(0, dtype=np.float32, keepdims=True)
+
+
+def _describe_data(data: TaskData, splits: dict[str, Split]) -> dict[str, Any]:
+    def facts(split: Split) -> dict[str, Any]:
+        counts = split.counts
+        dropped = sum(counts[name] for name in ("broken", "too_short", "too_long"))
+        used = counts["seen"] - dropped
+        return {"examples": used, "dropped": dropped, "seconds": split.seconds, "cached": split.is_cached}
+
+    names = {"train": data.train, "validation": data.validation, "test": data.test, "documents": data.documents}
+    return {
+        "name": data.title,
+        "config_name": data.config_name,
+        "splits": {split: {"name": names[split], **facts(utterances)} for split, utterances in splits.items()},
+    }

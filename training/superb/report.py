@@ -1,0 +1,129 @@
+"""The results as a table for people and as entries of a model card."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard
+
+from lighthubert_hf.model_card import human
+from lighthubert_hf.model_folder import README, complete_folder, is_rendered, load_facts
+
+from .published import COLUMNS, SCORES
+from .registry import KINDS
+from .settings import SUPERB_RATES
+from .task import Metric
+
+
+def rows_of(results: dict[str, Any]) -> Iterator[tuple[str, Metric, float, dict[str, Any]]]:
+    """Task, metric, value in percent, and the task's results, for every number that counts."""
+    for name, result in results["tasks"].items():
+        for metric in KINDS[name].metrics:
+            yield name, metric, 100 * result["metrics"][metric.name], result
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """What was measured here and, apart from it, what is published."""
+    model = Path(results["model"]).name if results["model"] else "a model"
+    lines = [
+        f"# Evaluation of {model}",
+        "",
+        f"{human(results['parameters'])} parameters, frozen. Heads on a learnt weighted sum of its "
+        f"{results['hidden_states']} hidden states. Preset `{results['settings']['preset']}`, seed {results['seed']}.",
+        "",
+        "## Measured here",
+        "",
+        "| task | metric | value (%) | data | utterances trained on | steps | SUPERB's steps |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, metric, value, result in rows_of(results):
+        trained = result["data"]["splits"].get("train")
+        arrow = "↑" if metric.higher_is_better else "↓"
+        full = SUPERB_RATES[name].steps if name in SUPERB_RATES else 0
+        lines.append(
+            f"| {KINDS[name].title} | {metric.title} {arrow} | {value:.2f} | {result['data']['name']} "
+            f"| {trained['examples'] if trained else '–'} | {result['steps'] or '–'} | {full or '–'} |"
+        )
+    lines += [
+        "",
+        "## Published",
+        "",
+        "On SUPERB's data, heads trained in full. Only comparable with the above where data and steps are the same.",
+        "",
+        "| model | M params | " + " | ".join(_title(*column) for column in COLUMNS) + " |",
+        "|---" * (len(COLUMNS) + 2) + "|",
+    ]
+    for model, (parameters, *scores) in SCORES.items():
+        lines.append(f"| {model} | {parameters:g} | " + " | ".join(f"{score:.2f}" for score in scores) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _title(task: str, metric: str) -> str:
+    return f"{task.upper()} {next(found.title for found in KINDS[task].metrics if found.name == metric)}"
+
+
+def describe(results: dict[str, Any]) -> str:
+    """The scores as lines of text."""
+    return "\n".join(
+        f"{KINDS[name].title}: {metric.title} {value:.2f} % on {result['data']['name']}"
+        for name, metric, value, result in rows_of(results)
+    )
+
+
+def card_entries(results: dict[str, Any]) -> tuple[EvalResult, ...]:
+    """The scores as a model card states them (`model-index`), in percent."""
+    entries: list[EvalResult] = []
+    sets: dict[tuple, str] = {}
+    for name, metric, value, result in rows_of(results):
+        data, kind = result["data"], KINDS[name]
+        dataset = data["name"].replace(" ", "-")
+        # The Hub tells results apart by task, data set, configuration and split.
+        config = data["config_name"] or name
+        if sets.setdefault((kind.hub_task, dataset, config), name) != name:
+            config = f"{config}-{name}"
+        entries.append(
+            EvalResult(
+                task_type=kind.hub_task,
+                task_name=f"{kind.title}, frozen model",
+                dataset_type=dataset,
+                dataset_name=data["name"],
+                dataset_config=config,
+                dataset_split=data["splits"]["test"]["name"],
+                metric_type=metric.name,
+                metric_name=f"{metric.title} (%)",
+                metric_value=round(value, 2),
+            )
+        )
+    return tuple(entries)
+
+
+def update_card(folder: str | Path, results: dict[str, Any]) -> None:
+    """Put the scores on the card of a model folder; earlier ones of the same task and data are replaced.
+
+    A card that was edited by hand keeps its text; only its metadata change.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if the results are not of the folder's model, or it is of a kind without cards.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; only a model folder's card can be updated")
+    if results["subnet"] is not None:
+        raise ValueError(
+            f"the results are of a subnet of {folder}, its card is the supernet's; extract the subnet first"
+        )
+    new = card_entries(results)
+    replaced = {entry.unique_identifier for entry in new}
+    facts = load_facts(folder)
+    kept = tuple(entry for entry in facts.evaluations if entry.unique_identifier not in replaced)
+    facts = replace(facts, evaluations=(*kept, *new))
+    complete_folder(folder, facts)
+    readme = folder / README
+    text = readme.read_text(encoding="utf-8")
+    if not is_rendered(text):
+        card = ModelCard(text)
+        card.data.model_name = card.data.model_name or folder.name
+        card.data.eval_results = list(facts.evaluations)
+        card.save(readme)
