@@ -80,9 +80,12 @@ def _check_number(name: str, value: Any) -> None:
 
 
 def _check_evaluations(results: Sequence[EvalResult]) -> None:
-    """Numbers that are none, and pairs of results that the Hub's `model-index` would merge under one name."""
+    """Numbers that are none, text that YAML alters, pairs that the Hub's `model-index` would merge under one name."""
     names = {}
     for result in results:
+        for field, text in vars(result).items():
+            if isinstance(text, str) and not text.isprintable():
+                raise ValueError(f"{field} of an evaluation must be one line of printable text, got {text!r}")
         if isinstance(result.metric_value, float) and not math.isfinite(result.metric_value):
             raise ValueError(
                 f"the {result.metric_type} of {result.dataset_name} is {result.metric_value}; leave it out"

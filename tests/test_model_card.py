@@ -229,6 +229,12 @@ def test_evaluations_must_be_numbers():
         CardFacts(evaluations=(replace(WER, metric_value=math.nan),))
 
 
+@pytest.mark.parametrize("text", ["two\nlines", "next\x85line", "\ud800"])
+def test_evaluations_are_printable(text):
+    with pytest.raises(ValueError, match="metric_name of an evaluation must be one line of printable text"):
+        CardFacts(evaluations=(replace(WER, metric_name=text),))
+
+
 def test_evaluations_that_the_hub_would_merge():
     with pytest.raises(ValueError, match="'Libri' and 'LibriSpeech' are evaluations of the same task"):
         CardFacts(evaluations=(WER, replace(WER, dataset_name="Libri")))
@@ -251,7 +257,7 @@ FACTS = st.builds(
         st.builds(
             lambda value, name, split: replace(WER, metric_value=value, metric_name=name, dataset_split=split),
             st.floats(-1e6, 1e6),
-            st.text(min_size=1, max_size=9),
+            st.text(min_size=1, max_size=9).filter(str.isprintable),
             st.just("test"),
         ),
         max_size=2,
