@@ -4,27 +4,21 @@ The demo, the tests and the tiny twins of the recipes need speech without a down
 transcript; a small grammar makes the sentences; voices and sentences that training never hears are kept apart.
 """
 
-import ctypes
-import functools
-import io
-import json
 import os
 import random
-import shutil
-import tempfile
-import threading
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .audio import SAMPLING_RATE
+from .corpus_folder import flac, shard_path, write_corpus, write_shard
+from .espeak import Speaker, speak
+
+__all__ = ["LEXICON", "TRAINING_VOICES", "UNHEARD_VOICES", "new_sentences", "speak", "synthesise_corpus"]
 
 TRAINING_VOICES = tuple(f"en-us+{name}" for name in ("f1", "f2", "f3", "f4", "m1", "m2", "m3", "m4", "m5", "m6"))
 UNHEARD_VOICES = ("en-us+f5",)
-MANIFEST = "corpus.json"
 
 _WORDS = {
     kind: words.split()
@@ -115,38 +109,11 @@ def synthesise_corpus(
         "unheard_voices": list(unheard_voices),
         "num_shards": num_shards,
     }
-    if (existing := _existing_manifest(folder, parameters)) is not None:
-        return existing
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        manifest = {"parameters": parameters, "splits": _write_splits(temporary, parameters)}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        temporary.chmod(0o755)  # mkdtemp makes private folders; a corpus is an ordinary one
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return manifest
-
-
-def _existing_manifest(folder: Path, parameters: dict[str, Any]) -> dict[str, Any] | None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise ValueError(f"{folder} exists and is not a synthetic corpus (no {MANIFEST}); choose another folder")
-    manifest = json.loads(path.read_text())
-    differing = sorted(key for key, value in parameters.items() if manifest["parameters"].get(key) != value)
-    if differing:
-        was, asked = ({key: source.get(key) for key in differing} for source in (manifest["parameters"], parameters))
-        raise ValueError(
-            f"{folder} holds a corpus made with {was}, asked for {asked}; delete it or choose another folder"
-        )
-    return manifest
+    return write_corpus(folder, parameters, lambda temporary: _write_splits(temporary, parameters))
 
 
 def _write_splits(folder: Path, parameters: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    from datasets import Value
     from tqdm.auto import tqdm
 
     held_out = parameters["held_out_minutes"]
@@ -157,8 +124,8 @@ def _write_splits(folder: Path, parameters: dict[str, Any]) -> dict[str, dict[st
         ("test_voice", held_out, parameters["unheard_voices"], 2),
     )
     speaker = Speaker(parameters["seed"])
-    (folder / "data").mkdir()
-    sentences = _new_sentences(random.Random(parameters["seed"]))
+    columns = {"text": Value("string"), "voice": Value("string")}
+    sentences = new_sentences(random.Random(parameters["seed"]))
     splits = {}
     with tqdm(
         total=round(sum(minutes for _, minutes, _, _ in plan) * 60), unit="s", unit_scale=True, desc="synthesising"
@@ -176,13 +143,13 @@ def _write_splits(folder: Path, parameters: dict[str, Any]) -> dict[str, dict[st
                     rows.append(row)
                     seconds += length
                     progress.update(min(round(length, 1), progress.total - progress.n))
-                _write_shard(folder / "data" / f"{name}-{shard:05d}-of-{num_shards:05d}.parquet", rows)
+                write_shard(shard_path(folder, name, shard, num_shards), rows, columns)
                 num_examples += len(rows)
             splits[name] = {"examples": num_examples, "seconds": round(seconds, 3), "shards": num_shards}
     return splits
 
 
-def _new_sentences(rng: random.Random) -> Iterator[str]:
+def new_sentences(rng: random.Random) -> Iterator[str]:
     """Sentences of the grammar, none twice."""
     seen = set()
     while True:
@@ -196,104 +163,8 @@ def _new_sentences(rng: random.Random) -> Iterator[str]:
         yield sentence
 
 
-def _utterance(speaker: "Speaker", name: str, text: str, voice: str) -> tuple[dict[str, Any], float]:
+def _utterance(speaker: Speaker, name: str, text: str, voice: str) -> tuple[dict[str, Any], float]:
     """One row of the corpus and its length in seconds."""
-    import soundfile
-
     waveform = speaker.say(text, voice)
-    flac = io.BytesIO()
-    soundfile.write(flac, waveform, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
-    audio = {"bytes": flac.getvalue(), "path": f"{name}.flac"}
-    return {"id": name, "audio": audio, "text": text, "voice": voice}, len(waveform) / SAMPLING_RATE
-
-
-def _write_shard(path: Path, rows: list[dict[str, Any]]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from datasets import Audio, Features, Value
-
-    features = Features(
-        {
-            "id": Value("string"),
-            "audio": Audio(sampling_rate=SAMPLING_RATE),
-            "text": Value("string"),
-            "voice": Value("string"),
-        }
-    )
-    # The schema carries the features, so `datasets` sees an Audio column; FLAC does not compress further.
-    table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
-    pq.write_table(table, path, row_group_size=100, compression="none")
-
-
-def speak(text: str, voice: str) -> np.ndarray:
-    """Say `text` with an espeak-ng voice such as `en-us+f3`.
-
-    The same text sounds slightly different every time (pitch flutters on from sentence to sentence).
-
-    Returns:
-        `np.ndarray` of shape `(num_samples,)`, float32, 16 kHz, in [-1, 1].
-    """
-    return _shared_speaker().say(text, voice)
-
-
-@functools.cache
-def _shared_speaker() -> "Speaker":
-    return Speaker()
-
-
-class Speaker:
-    """An espeak-ng of its own: what it says depends on `seed` and on what it has said before, and on nothing else.
-
-    The library keeps its state (random numbers, the phase of the pitch flutter) in global variables, where it
-    outlasts every sentence and even a new initialisation. So each speaker loads a private copy of the library, with
-    variables of its own, and a lock keeps sentences apart.
-
-    Raises:
-        ImportError: espeakng-loader is not installed.
-    """
-
-    _SYNCHRONOUS, _CHARS_UTF8 = 2, 1  # AUDIO_OUTPUT_SYNCHRONOUS and espeakCHARS_UTF8 of speak_lib.h
-
-    def __init__(self, seed: int = 0):
-        try:
-            import espeakng_loader
-        except ImportError:
-            raise ImportError(
-                "synthetic speech needs espeakng-loader; install it with: pip install 'lighthubert-hf[demo]'"
-            ) from None
-        self._lock = threading.Lock()
-        self._chunks: list[np.ndarray] = []
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            self._library = ctypes.CDLL(shutil.copy(espeakng_loader.get_library_path(), folder))
-        data_path = espeakng_loader.get_data_path()
-        self._sampling_rate = self._library.espeak_Initialize(self._SYNCHRONOUS, 0, os.fsencode(data_path), 0)
-        if self._sampling_rate <= 0:
-            raise RuntimeError(f"espeak-ng could not start (espeak_Initialize returned {self._sampling_rate})")
-        self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
-        callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-        self._callback = callback(self._collect)  # kept: the library holds only a pointer to it
-        self._library.espeak_SetSynthCallback(self._callback)
-        self._variants = Path(data_path) / "voices" / "!v"
-
-    def _collect(self, samples, count, _events) -> int:
-        if samples and count > 0:
-            self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        return 0
-
-    def say(self, text: str, voice: str) -> np.ndarray:
-        """`(num_samples,)`, float32, 16 kHz, in [-1, 1]. `ValueError` if there is no such voice."""
-        import soxr
-
-        encoded, variant = text.encode(), voice.partition("+")[2]
-        with self._lock:
-            self._chunks.clear()
-            # The library itself passes over a variant that it does not know.
-            known = not variant or (self._variants / variant).is_file()
-            if not known or self._library.espeak_SetVoiceByName(voice.encode()) != 0:
-                raise ValueError(f"espeak-ng has no voice {voice!r}; voices are language+variant, such as 'en-us+f3'")
-            self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, self._CHARS_UTF8, None, None)
-            self._library.espeak_Synchronize()
-            if not self._chunks:
-                raise RuntimeError(f"espeak-ng said nothing for {text!r} with the voice {voice!r}")
-            waveform = np.concatenate(self._chunks).astype(np.float32) / 32768
-        return soxr.resample(waveform, self._sampling_rate, SAMPLING_RATE).clip(-1.0, 1.0)
+    row = {"id": name, "audio": flac(name, waveform), "text": text, "voice": voice}
+    return row, len(waveform) / SAMPLING_RATE
