@@ -1,4 +1,4 @@
-"""Folders of parquet shards that `datasets` and the Hub understand: written whole or not at all, reused if complete."""
+"""Folders of parquet shards that `datasets` and the Hub understand: written whole, reused if complete."""
 
 import io
 import json

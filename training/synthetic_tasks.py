@@ -1,7 +1,7 @@
 """Small labelled sets of synthetic speech for the ten tasks of SUPERB: to see that training and scoring run, offline.
 
-What is learned here says nothing about people's speech. Emotions above all are a stand-in: settings of espeak-ng's rate,
-loudness, pitch and range of pitch with names of emotions on them.
+What is learned here says nothing about people's speech. Emotions above all are a stand-in: settings of espeak-ng's
+rate, loudness, pitch and range of pitch with names of emotions on them.
 
 The columns are the contract for other data as well; every row has an `id` (string) and an `audio`:
 
@@ -99,7 +99,8 @@ def synthesise_task(
 
     Args:
         task: One of `TASKS`.
-        folder: Where to write. A complete one with the same parameters is reused; anything else in the way is an error.
+        folder: Where to write. A complete one with the same parameters is reused; anything else in the way is an
+            error.
         examples, held_out_examples: Rows.
         seed: Seed of everything; the same parameters give the same data.
         num_shards: Parquet files of each split.

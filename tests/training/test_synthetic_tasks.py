@@ -1,4 +1,4 @@
-"""The ten synthetic tasks: the columns promised, labels that agree with the audio, splits apart, the same from one seed."""
+"""The ten synthetic tasks: the columns promised, labels that agree with the audio, splits apart, seeds."""
 
 from pathlib import Path
 
@@ -110,21 +110,7 @@ def test_queries_name_the_documents_that_say_them(made):
 
 def test_phonemes_are_those_of_the_text():
     speaker = Speaker()
-    assert speaker.phonemes("the red bird, slowly", "en-us+f1") == [
-        "D",
-        "@2",
-        "r",
-        "E",
-        "d",
-        "b",
-        "3:",
-        "d",
-        "s",
-        "l",
-        "oU",
-        "l",
-        "i",
-    ]
+    assert " ".join(speaker.phonemes("the red bird, slowly", "en-us+f1")) == "D @2 r E d b 3: d s l oU l i"
     assert speaker.phonemes("cat", "en-us+m3") == ["k", "a", "t"]
 
 
