@@ -103,6 +103,68 @@ def finetune(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a LightHuBERT, HuBERT, wav2vec 2.0 or WavLM.")],
+    tasks: Annotated[str, typer.Option(help="pr, asr, ks, ic, er, sid, asv, sd, sf, qbe, or all.")] = "all",
+    data: Annotated[list[str] | None, typer.Option(help="ks=FOLDER_OR_HUB_ID, or ks.KEY=VALUE; repeatable.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for results; finished tasks are kept.")] = Path("evaluation"),
+    subnet: Annotated[str | None, typer.Option(help="Of a supernet: default, smallest, largest, a JSON file.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of MODEL on the Hub.")] = None,
+    preset: Annotated[
+        str, typer.Option(help="superb, lighthubert-small, lighthubert-base, lighthubert-stage1, tiny.")
+    ] = "superb",
+    synthetic: Annotated[
+        bool, typer.Option("--tiny", help="Small heads, few steps, on synthetic speech: shows that it works.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(help="Training steps of every head.")] = None,
+    scale: Annotated[float, typer.Option(help="Share of the steps to train.")] = 1.0,
+    learning_rate: Annotated[float | None, typer.Option(help="Of every head.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Utterances in a step.")] = None,
+    max_train_examples: Annotated[int | None, typer.Option(help="Utterances to train on.")] = None,
+    max_eval_examples: Annotated[int | None, typer.Option(help="Utterances of other splits.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Leave longer utterances out.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder for features, to share between evaluations.")] = None,
+    cache_gigabytes: Annotated[float, typer.Option(help="Features to keep at most; 0 keeps none.")] = 20.0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; by default a GPU if there is one.")] = None,
+    seed: int = 0,
+    update_card: Annotated[bool, typer.Option(help="Put the scores on the card of the folder MODEL.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Judge a frozen model on the tasks of SUPERB, by a small head each. Interrupted, it goes on where it was."""
+    from .training.recipe import parse_recipe
+    from .training.superb import report, tiny
+    from .training.superb.harness import evaluate_model
+    from .training.superb.registry import parse_tasks
+    from .training.superb.settings import EvaluationSettings, load_data
+    from .training.superb.upstream import load_upstream
+
+    if synthetic and data:
+        raise ValueError("--tiny brings its own data; leave out --data, or use --preset tiny")
+    settings = {
+        "preset": "tiny" if synthetic else preset,
+        "steps": steps,
+        "scale": scale,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "max_train_examples": max_train_examples,
+        "max_eval_examples": max_eval_examples,
+        "max_seconds": max_seconds,
+        "cache_gigabytes": cache_gigabytes,
+        "seed": seed,
+    }
+    settings, chosen = parse_recipe(settings, EvaluationSettings), parse_tasks(tasks)
+    table = None if synthetic else load_data(data or [])
+    upstream = load_upstream(model, revision=revision, subnet=subnet)
+    if update_card:
+        report.check_card(model, upstream.subnet is not None)
+    table = table or tiny.synthetic_data(output / "data", chosen)
+    results = evaluate_model(upstream, chosen, table, output, settings, cache=cache, device=device)
+    if update_card:
+        report.update_card(model, results)
+    _answer(results, as_json, f"{report.describe(results)}\n{output / 'results.md'}")
+
+
+@app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="A .pt file, a model folder, or OWNER/NAME[:FILE] on the Hub.")],
     output: Annotated[Path, typer.Argument(help="Supernet folder to write; with --to-original a .pt file.")],
