@@ -13,6 +13,7 @@ from .errors import ConversionError, first_line, listed
 from .huggingface import layout_family
 from .original import layout_original
 from .original_writing import layout_supernet, write_original
+from .provenance import origin_facts
 from .sources import resolve
 from .spaces import read_space
 from .supernet import Layout, write_supernet
@@ -117,8 +118,9 @@ def _to_supernet(
         layout, cfg = layout_original(path, space)
     if importance_sorting:
         layout = layout.sorted_by_importance()
+    card = origin_facts(source, path)
     with written_beside(output) as new:
-        num_parameters = write_supernet(layout, new)
+        num_parameters = write_supernet(layout, new, card)
         subnets = _subnets_to_verify(layout, full_only=cfg is None or importance_sorting) if verify else {}
         difference = _verify_supernet(new, layout, path, cfg, subnets) if verify else None
     return ConversionReport(

@@ -8,6 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, LightHubertModel
+from lighthubert_hf.model_card import CardFacts
 from lighthubert_hf.model_folder import complete_folder
 
 from .checkpoint_reading import MappedWeights
@@ -125,8 +126,11 @@ def _bare(name: str) -> str:
     return name.removeprefix(f"{LightHubertForPreTraining.base_model_prefix}.")
 
 
-def write_supernet(layout: Layout, folder: Path) -> int:
+def write_supernet(layout: Layout, folder: Path, card: CardFacts | None = None) -> int:
     """Write the supernet into the empty `folder`, complete with code, feature extractor and model card.
+
+    Args:
+        card: what is known about the weights.
 
     Returns:
         The number of its parameters.
@@ -143,7 +147,7 @@ def write_supernet(layout: Layout, folder: Path) -> int:
     config.dtype = str(layout.dtype).removeprefix("torch.")
     config.save_pretrained(folder)
     feature_extractor(layout.do_normalize, layout.sampling_rate).save_pretrained(folder)
-    complete_folder(folder)
+    complete_folder(folder, card)
     return sum(torch.Size(shape).numel() for shape in shapes.values())
 
 

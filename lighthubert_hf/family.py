@@ -314,6 +314,8 @@ def _subnet_facts(
         datasets=own.datasets or inherited.datasets,
         languages=own.languages or inherited.languages,
         license=own.license or inherited.license,
+        converted_from=own.converted_from or inherited.converted_from,
+        converted_revision=own.converted_revision or inherited.converted_revision,
     )
 
 

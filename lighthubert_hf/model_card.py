@@ -144,6 +144,8 @@ class CardFacts:
         languages: ISO 639 codes of that speech.
         license: of the teacher's weights, carried on; an identifier the Hub knows, such as "apache-2.0".
         supernet, revision: what the subnet was cut from, a Hub id or a name, and the commit.
+        converted_from, converted_revision: the checkpoint that the weights were converted from, a name or a Hub id,
+            also as `owner/name:file`, and the commit.
         subnet: its architecture; by default what the config says.
         evaluations: results, which become the card's `model-index` metadata.
         family: subnets published from this supernet.
@@ -165,6 +167,8 @@ class CardFacts:
     license: str | None = None
     supernet: str | None = None
     revision: str | None = None
+    converted_from: str | None = None
+    converted_revision: str | None = None
     subnet: Subnet | None = None
     evaluations: tuple[EvalResult, ...] = ()
     family: tuple[FamilyMember, ...] = ()
@@ -182,7 +186,7 @@ class CardFacts:
     def origin(self) -> "CardFacts":
         """What stays true of a model made out of this one: where it comes from, but no number that was measured."""
         kept = ("teacher", "datasets", "languages", "license", "supernet", "revision", "subnet")
-        return CardFacts(**{name: getattr(self, name) for name in kept})
+        return CardFacts(**{name: getattr(self, name) for name in (*kept, "converted_from", "converted_revision")})
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON, without what is not known."""
@@ -279,7 +283,8 @@ def plain_hubert(config: PreTrainedConfig) -> str:
 
 def metadata(config: PreTrainedConfig, facts: CardFacts, name: str) -> ModelCardData:
     """The card's YAML block. Only what has the form of a Hub id is listed as `base_model` or in `datasets`."""
-    base = next((source for source in (facts.supernet, facts.teacher) if is_hub_id(source)), None)
+    sources = (facts.supernet, _repository(facts.converted_from), facts.teacher)
+    base = next((source for source in sources if is_hub_id(source)), None)
     datasets = [name for name in facts.datasets if is_hub_id(name)]
     kind = ["supernet"] if getattr(config, "search_space", None) else []
     return ModelCardData(
@@ -302,8 +307,14 @@ def _cell(text: Any) -> str:
 
 
 def _source(name: str) -> str:
-    """A model's or data set's name, linked if it is on the Hub."""
-    return f"[{name}](https://huggingface.co/{name})" if is_hub_id(name) else _cell(name)
+    """A model's name, or `owner/name:file`, linked if it is on the Hub."""
+    repository = _repository(name)
+    return f"[{name}](https://huggingface.co/{repository})" if is_hub_id(repository) else _cell(name)
+
+
+def _repository(source: str | None) -> str | None:
+    """`owner/name` of `owner/name:file`; what is no such thing as it is."""
+    return source and (source.partition(":")[0] if is_hub_id(source.partition(":")[0]) else source)
 
 
 def _dataset(name: str) -> str:

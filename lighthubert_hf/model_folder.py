@@ -25,7 +25,17 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
-from .model_card import FACTS_FILE, PICTURE_FILE, CardFacts, render_card, render_picture, with_family
+from .configuration_lighthubert import LightHubertConfig
+from .model_card import (
+    FACTS_FILE,
+    PICTURE_FILE,
+    CardFacts,
+    read_config,
+    render_card,
+    render_picture,
+    teacher_license,
+    with_family,
+)
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PREPROCESSOR, PROCESSOR, TOKENIZER = "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"
@@ -165,9 +175,12 @@ def complete_folder(folder: Path, card: CardFacts | None = None, repo_id: str | 
     if config.get("model_type") == "lighthubert":
         _complete_code(folder, config)
     defaults = _complete_processor(folder, config)
-    facts = _without_paths(load_facts(folder) if card is None else card)
+    facts = load_facts(folder) if card is None else card
+    facts = _without_paths(_with_license(facts))
     if facts.parameters is None:
         facts = replace(facts, parameters=parameters)
+    if facts.macs_per_second is None:
+        facts = replace(facts, macs_per_second=_count_macs(config))
     _write_json(folder / FACTS_FILE, facts.to_dict())
     (folder / PICTURE_FILE).write_text(render_picture(config), encoding="utf-8")
     readme = folder / README
@@ -186,14 +199,21 @@ def load_facts(folder: str | Path) -> CardFacts:
     return CardFacts.load(path) if path.is_file() else CardFacts()
 
 
+def _with_license(facts: CardFacts) -> CardFacts:
+    """The licence that the card of a teacher on this disk states, where none was given. No network is asked."""
+    if facts.license is not None or facts.teacher is None or not Path(facts.teacher).is_dir():
+        return facts
+    return replace(facts, license=teacher_license(facts.teacher))
+
+
 def _without_paths(facts: CardFacts) -> CardFacts:
     """Sources that are folders of this machine by their last name only: no reader of the card could go there."""
 
     def shown(name: str | None) -> str | None:
         return Path(name).name if name and (Path(name).is_absolute() or Path(name).exists()) else name
 
-    datasets = tuple(shown(name) for name in facts.datasets)
-    return replace(facts, teacher=shown(facts.teacher), supernet=shown(facts.supernet), datasets=datasets)
+    sources = {name: shown(getattr(facts, name)) for name in ("teacher", "supernet", "converted_from")}
+    return replace(facts, **sources, datasets=tuple(shown(name) for name in facts.datasets))
 
 
 def _stamped(text: str) -> str:
@@ -294,6 +314,19 @@ def count_parameters(folder: Path) -> int:
         except SafetensorError as error:
             raise ValueError(f"{folder / name} is not a readable safetensors file: {error}") from None
     return total
+
+
+def _count_macs(config: dict) -> int | None:
+    """Multiply-accumulates of the encoder per second of audio; `None` for a supernet, whose subnets differ in it."""
+    from .profiling import count_macs
+
+    model_config = read_config(config)
+    if getattr(model_config, "search_space", None) is not None:
+        return None
+    if not isinstance(model_config, LightHubertConfig):  # a HuBERT's encoder is one of ours
+        head_dim = model_config.hidden_size // model_config.num_attention_heads
+        model_config = LightHubertConfig.from_dict(config | {"model_type": "lighthubert", "head_dim": head_dim})
+    return count_macs(model_config)
 
 
 def check_no_secrets(folder: Path, token: str | None = None) -> None:

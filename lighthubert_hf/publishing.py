@@ -177,7 +177,7 @@ def extract_to_folder(
         folder: where to.
         subnet: "default", "smallest", "largest", a JSON file of a `Subnet`, or a `Subnet`.
         plain_hubert: save a HuBERT of transformers instead of a LightHuBERT.
-        revision: of a supernet on the Hub.
+        revision: of a supernet on the Hub. The card names the commit that it was.
 
     Raises:
         FileNotFoundError: if there is no such supernet, or no such JSON file.
@@ -186,7 +186,8 @@ def extract_to_folder(
     source = load_supernet(supernet, revision, token)
     chosen = read_subnet(subnet, source)
     model = source.extract_subnet(chosen)
-    card = replace(supernet_facts(supernet, revision, token), supernet=str(supernet), revision=revision, subnet=chosen)
+    commit = getattr(source.config, "_commit_hash", None) or revision
+    card = replace(supernet_facts(supernet, revision, token), supernet=str(supernet), revision=commit, subnet=chosen)
     processor = supernet_processor(supernet, revision, token)
     return save_model_folder(model.to_hubert() if plain_hubert else model, folder, card=card, processor=processor)
 

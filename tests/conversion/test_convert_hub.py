@@ -2,11 +2,12 @@
 
 import pytest
 from hub_server import Account, HubServer
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, ModelCard, constants
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from lighthubert_hf.conversion import ConversionError, convert
 from lighthubert_hf.conversion.sources import resolve
+from lighthubert_hf.model_folder import load_facts
 
 TOKEN = "hf_TestWriterToken0123456789"
 REPO = "alice/lighthubert"
@@ -35,6 +36,9 @@ def test_file_of_a_repository(api, save_original, small_space, tmp_path):
     report = convert(f"{REPO}:lighthubert_small.pt", tmp_path / "supernet", search_space=small_space)
     assert report.source == f"{REPO}:lighthubert_small.pt"
     assert report.max_difference < 1e-5
+    facts = load_facts(tmp_path / "supernet")
+    assert facts.converted_from == f"{REPO}:lighthubert_small.pt"
+    assert facts.converted_revision == api.model_info(REPO).sha
     with pytest.raises(ConversionError, match="the Hub did not give it"):
         resolve(f"{REPO}:lighthubert_large.pt")
     with pytest.raises(ConversionError, match="the Hub did not give it"):
@@ -51,8 +55,14 @@ def test_model_folder(api, tmp_path):
     HubertModel(HubertConfig(**sizes, conv_dim=[8] * 7)).save_pretrained(tmp_path / "source")
     Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "source")
     (tmp_path / "source" / "pytorch_model.bin").write_bytes(b"an older copy of the weights")
+    ModelCard("---\nlicense: mit\n---\n").save(tmp_path / "source" / "README.md")
     api.upload_folder(folder_path=tmp_path / "source", repo_id=REPO)
     assert convert(REPO, tmp_path / "supernet", revision="main").max_difference < 1e-5
+    card = (tmp_path / "supernet" / "README.md").read_text()
+    assert f"`mit`, carried on from the weights of [{REPO}](https://huggingface.co/{REPO})" in card
+    assert (
+        f"| Converted from | [{REPO}](https://huggingface.co/{REPO}), revision `{api.model_info(REPO).sha}` |" in card
+    )
     assert not (resolve(REPO) / "pytorch_model.bin").exists()
 
 
