@@ -44,8 +44,9 @@ def train_tiny_teacher(
     batch_seconds: float = 24.0,
     learning_rate: float = 1e-3,
     seed: int = 0,
+    config: dict[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Train a HuBERT of 0.9M parameters on a synthetic corpus and save it as a model folder.
+    """Train a HuBERT, by default of 0.9M parameters, on a synthetic corpus and save it as a model folder.
 
     The folder is an ordinary `HubertForCTC` with its processor (`AutoModel` loads the encoder from it,
     `pipeline("automatic-speech-recognition")` the whole), and `tiny_teacher.json` with the parameters and results.
@@ -59,6 +60,7 @@ def train_tiny_teacher(
         batch_seconds: Audio per step, padding included.
         learning_rate: Of AdamW, warmed up over 5 % of each part; in CTC's second half it falls to zero.
         seed: Seed of weights, clusters and order.
+        config: `HubertConfig` fields of another model than the default one, such as `{"num_hidden_layers": 6}`.
 
     Returns:
         Character error rates of greedy decoding, 0 to 1, by split: new sentences, and a voice not heard in training.
@@ -81,6 +83,8 @@ def train_tiny_teacher(
         "learning_rate": learning_rate,
         "seed": seed,
     }
+    if config:
+        parameters["config"] = config
     if (found := _existing_result(output, parameters)) is not None:
         return found
     corpus = str(corpus_folder)
@@ -92,7 +96,7 @@ def train_tiny_teacher(
         seed=seed,
     )
     processor = build_processor(characters(_transcripts(corpus)))
-    model = _build_model(len(processor.tokenizer), seed)
+    model = _build_model(len(processor.tokenizer), seed, config)
     batches = (batch for batch, _ in loader)
     clusters = SpectralClusters.fit((batch for batch, _ in loader), seed)
     _pretrain(model, clusters, batches, pretrain_steps, learning_rate, seed)
@@ -128,17 +132,20 @@ def _transcripts(corpus: str) -> Iterator[str]:
     return (row["text"] for row in rows)
 
 
-def _build_model(vocab_size: int, seed: int) -> HubertForCTC:
+def _build_model(vocab_size: int, seed: int, config: dict[str, Any] | None = None) -> HubertForCTC:
+    shape = {
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 512,
+        "conv_dim": [64] * 7,
+        "feat_extract_norm": "layer",
+        "num_conv_pos_embeddings": 32,
+        "num_conv_pos_embedding_groups": 8,
+    }
     config = HubertConfig(
+        **shape | (config or {}),
         vocab_size=vocab_size,
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=512,
-        conv_dim=[64] * 7,
-        feat_extract_norm="layer",
-        num_conv_pos_embeddings=32,
-        num_conv_pos_embedding_groups=8,
         # So small and so briefly trained, it underfits: every regulariser costs.
         hidden_dropout=0.0,
         attention_dropout=0.0,
