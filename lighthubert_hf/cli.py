@@ -239,10 +239,15 @@ def search(
     population_size: Annotated[int, typer.Option(help="Subnets per generation.")] = 20,
     seed: int = 0,
     extract: Annotated[int, typer.Option(help="Save this many subnets of the front as model folders.")] = 0,
+    push: Annotated[
+        str | None, typer.Option(help="OWNER/NAME: publish these at the end, or the front; see `push --all`.")
+    ] = None,
+    private: Annotated[bool | None, typer.Option(help="Visibility of new repositories of --push.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of SUPERNET on the Hub.")] = None,
     as_json: Json = False,
 ) -> None:
     """Find the subnets that trade quality against cost best. Ctrl-C loses nothing."""
+    from .family import check_push, push_family
     from .loading import load_lighthubert
     from .search import Score, search
     from .search_costs import Cost, Limit
@@ -250,6 +255,8 @@ def search(
     limits = {"parameters": max_params, "macs": max_macs, "latency": max_latency, "memory": max_memory}
     limits = [Limit.parse(name, text) for name, text in limits.items() if text is not None]
     objectives = [Cost.parse(text) for text in objective or ["parameters"]]
+    if push:
+        check_push(push)
     model = load_lighthubert(supernet, revision)
     result = search(
         model,
@@ -267,6 +274,8 @@ def search(
     front = [{"name": found.name, "score": found.score, **found.costs} for found in result.front]
     lines = [f"{found.name}: {found.score:.4g}, {found.subnet}" for found in result.front]
     _answer(front, as_json, "\n".join([*lines, str(output / "pareto.json")]))
+    if push:
+        typer.echo(str(push_family(output / "pareto.json", push, private=private)), err=as_json)
 
 
 def _distillation_score(model, teacher: str | None, data: str | None, split: str, max_examples: int):
@@ -288,13 +297,17 @@ def profile(
     seconds: Annotated[list[float] | None, typer.Option(help="Audio length; repeat for several.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch size; repeat for several.")] = None,
     repeats: Annotated[int, typer.Option(help="Runs of which the median counts.")] = 7,
+    update_card: Annotated[bool, typer.Option(help="Put the time of the longest audio on the card of MODEL.")] = False,
     as_json: Json = False,
 ) -> None:
     """Parameters, MACs, and time measured on this machine, part by part."""
     from .loading import load_encoder
     from .profiling import profile
+    from .publishing import record_latency
 
     result = profile(load_encoder(model), seconds or (1.0, 10.0), batch or (1,), repeats=repeats, progress=not as_json)
+    if update_card:
+        record_latency(model, result)
     _answer(result.to_dict(), as_json, result.table())
 
 

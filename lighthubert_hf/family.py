@@ -220,8 +220,7 @@ def push_family(
         PublishingError: if the Hub refuses or cannot be reached; it says what had been pushed by then.
         ValueError, FileNotFoundError: if the file or a model does not fit.
     """
-    if not is_hub_id(prefix):
-        raise ValueError(f"the prefix must be OWNER/NAME, got {prefix!r}")
+    _check_prefix(prefix)
     token = clean_token(token)
     pareto = read_pareto(pareto_json)
     local = isinstance(pareto.supernet, Path)
@@ -247,6 +246,23 @@ def push_family(
     with one_line_errors(prefix, token):
         address = _collect(prefix, collection, private, token, members, supernet_id if local or linked else None)
     return replace(result, supernet_commit=linked, collection=address)
+
+
+def check_push(prefix: str, token: str | bool | None = None) -> None:
+    """What can be known of a later `push_family` before the long work that it ends: its name, and a valid token.
+
+    Raises:
+        ValueError: for a prefix that is none.
+        PublishingError: if the Hub refuses the token or cannot be reached.
+    """
+    _check_prefix(prefix)
+    with one_line_errors(prefix, token):
+        retried(Upload(prefix, token=clean_token(token)).api.whoami)
+
+
+def _check_prefix(prefix: str) -> None:
+    if not is_hub_id(prefix):
+        raise ValueError(f"the prefix must be OWNER/NAME, got {prefix!r}")
 
 
 def _members(pareto: Pareto, prefix: str) -> tuple[FamilyMember, ...]:

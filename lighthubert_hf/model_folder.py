@@ -25,7 +25,6 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
-from .configuration_lighthubert import LightHubertConfig
 from .model_card import (
     FACTS_FILE,
     PICTURE_FILE,
@@ -318,15 +317,12 @@ def count_parameters(folder: Path) -> int:
 
 def _count_macs(config: dict) -> int | None:
     """Multiply-accumulates of the encoder per second of audio; `None` for a supernet, whose subnets differ in it."""
-    from .profiling import count_macs
+    from .profiling import _nominal_config, count_macs
 
     model_config = read_config(config)
     if getattr(model_config, "search_space", None) is not None:
         return None
-    if not isinstance(model_config, LightHubertConfig):  # a HuBERT's encoder is one of ours
-        head_dim = model_config.hidden_size // model_config.num_attention_heads
-        model_config = LightHubertConfig.from_dict(config | {"model_type": "lighthubert", "head_dim": head_dim})
-    return count_macs(model_config)
+    return count_macs(_nominal_config(model_config))
 
 
 def check_no_secrets(folder: Path, token: str | None = None) -> None:

@@ -11,17 +11,19 @@ from huggingface_hub import CommitInfo
 from transformers import AutoFeatureExtractor
 from transformers.utils import cached_file
 
-from .model_card import FACTS_FILE, CardFacts
+from .model_card import FACTS_FILE, CardFacts, Latency
 from .model_folder import (
     PREPROCESSOR,
     PROCESSOR,
     check_no_secrets,
     complete_folder,
+    load_facts,
     save_model_folder,
     stage,
     write_model,
     written_beside,
 )
+from .profiling import Profile
 from .search_space import Subnet
 from .upload import Upload, clean_token, file_names, secret
 
@@ -190,6 +192,27 @@ def extract_to_folder(
     card = replace(supernet_facts(supernet, revision, token), supernet=str(supernet), revision=commit, subnet=chosen)
     processor = supernet_processor(supernet, revision, token)
     return save_model_folder(model.to_hubert() if plain_hubert else model, folder, card=card, processor=processor)
+
+
+def record_latency(folder: str | Path, measured: Profile) -> None:
+    """Put a time that was measured on the card of a model folder: the one of the longest audio, by itself.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it is a supernet, whose card is not that of one of its subnets.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; only a model folder's card can be updated")
+    if measured.subnet is not None:
+        raise ValueError(f"{folder} is a supernet, of which one subnet was measured; extract that and measure it")
+    row = max(measured.rows, key=lambda row: (-row.batch, row.seconds))
+    latency = Latency(
+        1000 * row.real_time_factor,
+        machine=f"{measured.machine['device']}, {measured.machine['threads']} threads",
+        command=f"lighthubert profile MODEL --seconds {row.seconds:g} --batch {row.batch}",
+    )
+    complete_folder(folder, replace(load_facts(folder), latency=latency))
 
 
 def load_supernet(supernet: str | Path, revision: str | None = None, token: str | bool | None = None):
