@@ -6,6 +6,7 @@ for batch, state in loader:           # endless; `state` resumes after this batc
     model(batch["input_values"], attention_mask=batch["attention_mask"])
 """
 
+import atexit
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from .streaming import AudioSource, AudioStream, State
 
 Batch = dict[str, Any]
 _PREFETCHED_BATCHES = 2
+_SECONDS_TO_END = 5  # what a thread that makes batches is given to finish what it is at
 
 
 class AudioLoader:
@@ -206,9 +208,17 @@ def _prefetched(batches: Iterator, size: int) -> Iterator:
         finally:
             batches.close()
 
-    # A daemon, so that an interpreter that exits in the middle of a stalled download does not wait for it.
+    # A daemon, so that an interpreter that exits in the middle of a stalled download does not wait for it long.
     thread = threading.Thread(target=produce, name="batches", daemon=True)
+
+    def end() -> None:
+        stop.set()
+        thread.join(_SECONDS_TO_END)
+
     thread.start()
+    # A thread that comes back from C++ code (Arrow's, a decoder's) to an interpreter that is gone aborts the program.
+    atexit.register(end)
+    unregister = atexit.unregister  # an iterator may live longer than this module's globals
     try:
         while True:
             kind, value = items.get()
@@ -218,5 +228,5 @@ def _prefetched(batches: Iterator, size: int) -> Iterator:
                 raise value
             yield value
     finally:
-        stop.set()
-        thread.join(timeout=5)
+        unregister(end)
+        end()
