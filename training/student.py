@@ -66,11 +66,15 @@ def fresh_config(settings: StudentSection, config: PreTrainedConfig) -> LightHub
             f"a {config.model_type} teacher's weights do not fit LightHuBERT's layers (those of "
             f"{' and '.join(TEACHER_INIT)} do); set student.init=random"
         )
+    data = lighthubert_fields(config) | {"target_size": config.hidden_size}
+    return _config(data, settings)
+
+
+def lighthubert_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a LightHubertConfig takes from an encoder's: its shape; where positions come from, if layers match."""
     copied = _SHAPE + _POSITIONS if config.model_type in TEACHER_INIT else _SHAPE
     data = {name: getattr(config, name) for name in copied if hasattr(config, name)}
-    data["head_dim"] = config.hidden_size // config.num_attention_heads
-    data["target_size"] = config.hidden_size
-    return _config(data, settings)
+    return data | {"head_dim": config.hidden_size // config.num_attention_heads}
 
 
 def _copy_weights(teacher: PreTrainedModel, student: LightHubertForPreTraining) -> None:

@@ -8,6 +8,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.nn import functional as F
 from transformers import AutoModel, HubertConfig, HubertModel, PreTrainedModel
 
+from lighthubert_hf import LightHubertModel
+
+from .own_form import own_form
 from .recipe import TeacherSection
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -66,19 +69,29 @@ def load_encoder(settings: TeacherSection, seed: int = 0) -> PreTrainedModel:
 class Teacher:
     """A frozen encoder in evaluation mode and its own dtype. Not an `nn.Module`, so that nobody trains or wraps it.
 
+    HuBERT and wav2vec 2.0 run in our own form, which computes the same in less time (`own_form.py`).
+
+    Args:
+        model: The encoder. It is frozen, and what runs shares its weights.
+        request: What to read from it.
+        as_it_is: Run `model` itself, whatever it is.
+
     Raises:
         ValueError: The model has no layers to read from, or not the ones `request` names.
     """
 
-    def __init__(self, model: PreTrainedModel, request: TeacherRequest):
+    def __init__(self, model: PreTrainedModel, request: TeacherRequest, as_it_is: bool = False):
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
         self.request = request
         self.padding_matters = getattr(self.config, "feat_extract_norm", None) == "group"
         self._captured: dict[int | str, torch.Tensor] = {}
         self._check()
+        form = None if as_it_is else own_form(model)
+        if form is not None:
+            self.model = form
         for index in request.layer_results:
-            dense = model.encoder.layers[index].feed_forward.output_dense
+            dense = self.model.encoder.layers[index].feed_forward.output_dense
             dense.register_forward_hook(self._capture(index))
 
     def keep_front_end(self) -> None:
@@ -107,9 +120,10 @@ class Teacher:
             attention_mask: `(batch, samples)`, 1 for samples, 0 for padding on the right; `None`: no padding.
             mask_time_indices: `(batch, frames)`, frames to hide behind the teacher's own mask embedding.
 
-        With a group-norm extractor padding would change every frame: rows of equal length run together, unpadded.
+        With transformers' group-norm extractors padding would change every frame: rows of equal length run together,
+        unpadded.
         """
-        if attention_mask is None or not self.padding_matters:
+        if attention_mask is None or not self.padding_matters or isinstance(self.model, LightHubertModel):
             return self._run(input_values, attention_mask, mask_time_indices)
         lengths = attention_mask.sum(-1)
         pieces: list[tuple[torch.Tensor, TeacherOutput]] = []
@@ -135,7 +149,9 @@ class Teacher:
         results, self._captured = self._captured, {}
         front_end = results.pop("front_end", None)
         states = {index: outputs.hidden_states[index] for index in self.request.hidden_states}
-        return TeacherOutput(results, states, None if front_end is None else front_end.transpose(1, 2))
+        if front_end is not None and not isinstance(self.model, LightHubertModel):
+            front_end = front_end.transpose(1, 2)  # transformers' lies channel by channel
+        return TeacherOutput(results, states, front_end)
 
     def _capture(self, key: int | str):
         def hook(_module, _inputs, output):
