@@ -81,7 +81,7 @@ class WeightCache:
     """
 
     def __init__(self):
-        self._entry: tuple[list, list[torch.Tensor], Any, list[torch.Tensor]] | None = None
+        self._entry: tuple[list, list[torch.Tensor], list[torch.Tensor], Any] | None = None
 
     def get(self, tensors: Sequence[torch.Tensor], compute: Callable[[], Any], part: Any = None) -> Any:
         """What `compute()` returns; it runs without gradients and outside inference mode.
@@ -90,13 +90,14 @@ class WeightCache:
         """
         keys = [part, *map(_identity, tensors)]
         entry = self._entry  # read once: another thread may replace it
-        if entry is not None and entry[0] == keys and all(map(torch.equal, map(_sample, tensors), entry[1])):
-            return entry[2]
+        if entry is not None and entry[0] == keys and all(map(torch.equal, entry[1], entry[2])):
+            return entry[3]
         with torch.inference_mode(False), torch.no_grad():
-            samples = [_sample(tensor).clone() for tensor in tensors]
+            # These views keep the memory alive, so that no other tensor can come to lie at the same address.
+            views = [_sample(tensor) for tensor in tensors]
+            samples = [view.clone() for view in views]
             value = compute()
-        # The detached tensors keep their memory alive, so that no other tensor can come to lie at the same address.
-        self._entry = (keys, samples, value, [tensor.detach() for tensor in tensors])
+        self._entry = (keys, views, samples, value)
         return value
 
     def clear(self) -> None:
