@@ -11,7 +11,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .configuration_lighthubert import LightHubertConfig
-from .feature_encoder import conv_output_lengths
+from .feature_encoder import conv_output_lengths, receptive_field
 from .measuring import MATMUL_FLOP, describe_machine, matmul_contender, peak_memory, stopwatch, time_modules
 from .search_space import Subnet
 
@@ -148,13 +148,23 @@ class ProfileRow:
 
 @dataclass(frozen=True)
 class Profile:
-    """What [`profile`] measured."""
+    """What [`profile`] measured.
+
+    Args:
+        model: its class.
+        parameters: of the encoder.
+        machine: see [`measuring.describe_machine`].
+        matmul_gflops: what a plain matrix product reached in the same run.
+        rows: one for each audio length and batch.
+        subnet: of a supernet, which subnet was extracted and measured.
+    """
 
     model: str
     parameters: int
     machine: dict[str, Any]
     matmul_gflops: float
     rows: tuple[ProfileRow, ...]
+    subnet: Subnet | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
@@ -162,9 +172,10 @@ class Profile:
 
     def table(self) -> str:
         """For people, as Markdown."""
+        name = self.model if self.subnet is None else f"{self.model}, its active subnet ({self.subnet})"
         machine = ", ".join(f"{key} {value}" for key, value in self.machine.items())
         lines = [
-            f"{self.model}: {self.parameters:,} parameters",
+            f"{name}: {self.parameters:,} parameters",
             f"Machine: {machine}; matmul {self.matmul_gflops:.0f} GFLOP/s",
             "",
             "| audio | ms | real-time factor | GMAC | of matmul rate | peak MB | "
@@ -205,14 +216,19 @@ def profile(
         repeats: how often model and matrix product are run, in turn; medians are reported.
 
     Raises:
-        ValueError: if a length is shorter than one frame, or the model has no HuBERT-like encoder.
+        ValueError: for less than one frame, row or repeat, or a model without a HuBERT-like encoder.
     """
-    encoder = model.base_model
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    encoder, subnet = model.base_model, None
     if getattr(encoder.config, "search_space", None) is not None:
-        encoder = encoder.extract_subnet()
+        subnet = encoder.active_subnet
+        encoder = encoder.extract_subnet(subnet)
     weight = next(encoder.parameters())
     rounds = _Rounds(encoder.eval(), matmul_contender(weight.device, weight.dtype), repeats)
     settings = [(length, batch) for length in seconds for batch in batches]
+    for setting in settings:
+        rounds.check(*setting)
     rows = [rounds.row(*setting) for setting in tqdm(settings, "profiling", disable=not progress)]
     matmul = median(rounds.matmul_gflops)
     return Profile(
@@ -221,6 +237,7 @@ def profile(
         describe_machine(weight.device),
         matmul,
         tuple(rows),
+        subnet,
     )
 
 
@@ -253,12 +270,18 @@ class _Rounds:
         self._encoder, self._matmul, self._repeats = encoder, matmul, repeats
         self.matmul_gflops: list[float] = []
 
+    def check(self, seconds: float, batch: int) -> None:
+        """Refuse what cannot be run, before anything is."""
+        if batch < 1:
+            raise ValueError(f"the batch must be at least 1, got {batch}")
+        if conv_output_lengths(round(seconds * SAMPLING_RATE), self._config) < 1:
+            least = receptive_field(self._config) / SAMPLING_RATE
+            raise ValueError(f"audio of {seconds:g} s is not one frame, which needs {least:g} s")
+
     @torch.inference_mode()
     def row(self, seconds: float, batch: int) -> ProfileRow:
         weight = next(self._encoder.parameters())
         samples = round(seconds * SAMPLING_RATE)
-        if batch < 1 or conv_output_lengths(samples, self._config) < 1:
-            raise ValueError(f"cannot run {batch} x {seconds:g} s: that is not one frame")
         audio = torch.randn(batch, samples, generator=torch.Generator().manual_seed(0)).to(weight)
         modules = [entry for entries in self._modules.values() for entry in entries]
 

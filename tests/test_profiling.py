@@ -129,7 +129,9 @@ def test_profile_of_a_supernet_is_of_its_active_subnet(tiny_supernet):
     result = profile(tiny_supernet, (0.5,), repeats=1, progress=False)
     assert result.parameters == count_parameters(tiny_supernet.config, subnet)
     assert result.rows[0].macs == count_macs(tiny_supernet.config, subnet, 8000)
-    assert tiny_supernet.active_subnet == subnet
+    assert tiny_supernet.active_subnet == result.subnet == subnet
+    assert str(subnet) in result.table()
+    json.dumps(result.to_dict())
 
 
 def test_profile_of_a_head_and_of_a_plain_hubert(make_model):
@@ -151,4 +153,8 @@ def test_profile_of_something_else_is_refused(tiny_supernet):
         HubertModel(HubertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)),
     ):
         with pytest.raises(ValueError, match="not one frame"):
-            profile(model, (0.02,), progress=False)
+            profile(model, (1.0, 0.02), progress=False)
+    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
+        profile(tiny_supernet, (1.0,), (1, 0), progress=False)
+    with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
+        profile(tiny_supernet, (1.0,), repeats=0, progress=False)
