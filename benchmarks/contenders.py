@@ -25,18 +25,26 @@ from lighthubert_hf.measuring import MATMUL_FLOP, describe_machine, matmul_conte
 
 SAMPLING_RATE = 16_000
 MATMUL = "matmul"
+PLACES = {"--original": "CHECKOUT", "--model": "FOLDER"}  # options that name a place on this machine
 
 
-def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
+def arguments(description: str, rounds: int, original: bool = True) -> argparse.ArgumentParser:
+    """The options all programs share; `original`: whether the original implementation is a contender."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--original", metavar="CHECKOUT", help="the original implementation (commit d53e545)")
+    if original:
+        parser.add_argument("--original", metavar="CHECKOUT", help="the original implementation (commit d53e545)")
     parser.add_argument(
         "--rounds", type=int, default=rounds, help="how often each contender runs (default %(default)s)"
     )
     parser.add_argument("--threads", type=int, help="threads of torch; all cores if not given")
+    add_outputs(parser)
+    return parser
+
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    """Where [`publish`] writes to."""
     parser.add_argument("--json", metavar="OUT", help="write all results to this file")
     parser.add_argument("--docs", metavar="FILE", help="replace this benchmark's table in a Markdown file")
-    return parser
 
 
 def static_model(subnet: Subnet) -> LightHubertModel:
@@ -138,8 +146,8 @@ def _shown_arguments() -> list[str]:
             skip = False
         elif argument in ("--json", "--docs"):
             skip = True
-        elif argument == "--original":
-            shown += [argument, "CHECKOUT"]
+        elif argument in PLACES:
+            shown += [argument, PLACES[argument]]
             skip = True
         else:
             shown.append(argument)

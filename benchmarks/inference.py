@@ -30,6 +30,7 @@ from lighthubert_hf import SearchSpace
 
 OURS = "ours, 27M default"
 TWIN = "transformers HubertModel, the 27M"
+ORIGINAL = "original, 27M default"
 
 
 def build(options) -> dict:
@@ -47,27 +48,46 @@ def build(options) -> dict:
     if options.original:
         original = original_model(options.original)
         activate_original(original, space.default())
-        contenders["original, 27M default"] = original.extract_features
+        contenders[ORIGINAL] = original.extract_features
     return contenders
 
 
-def run_setting(contenders: dict, batch: int, seconds: float, rounds: int) -> dict:
+def batch_of(batch: int, seconds: float, uneven: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(batch, samples)` audio and which of it is valid. Uneven rows last from `seconds / batch` to `seconds`."""
     audio = torch.randn(batch, round(seconds * SAMPLING_RATE))
-    runs = {name: lambda run=run: run(audio) for name, run in contenders.items()}
+    lengths = audio.shape[1] * torch.arange(1 if uneven else batch, batch + 1) // batch
+    valid = (torch.arange(audio.shape[1]) < lengths[:, None]).expand_as(audio)
+    return audio * valid, valid
+
+
+def run_setting(contenders: dict, batch: int, seconds: float, uneven: bool, rounds: int) -> dict:
+    audio, valid = batch_of(batch, seconds, uneven)
+
+    def runs(name: str):
+        if not uneven:
+            return lambda: contenders[name](audio)
+        # The original's mask says what is padding.
+        mask = {"padding_mask": ~valid} if name == ORIGINAL else {"attention_mask": valid.long()}
+        return lambda: contenders[name](audio, **mask)
+
+    runs = {name: runs(name) for name in contenders}
     with torch.inference_mode():
-        difference = (runs[OURS]().last_hidden_state - runs[TWIN]().last_hidden_state).abs().max().item()
+        found, wanted = runs[OURS]().last_hidden_state, runs[TWIN]().last_hidden_state
+        frames = contenders[OURS]._get_feature_vector_attention_mask(found.shape[1], valid)
+        difference = (found - wanted)[frames].abs().max().item()
         times = measure(runs, rounds)
     rate, rows = matmul_rate(times), {name: summary(times[name]) for name in runs}
     ours = dict(rows[OURS])
     for name, row in rows.items():
         row["times_ours"] = round(row["median_ms"] / ours["median_ms"], 2)
         row["times_ours_least"] = round(row["least_ms"] / ours["least_ms"], 2)
-        if isinstance(contenders[name], torch.nn.Module):
+        if isinstance(contenders[name], torch.nn.Module) and not uneven:
             flop = count_flop(runs[name])
             row |= {"gflop": round(flop / 1e9, 2), "share": round(flop / row["median_ms"] / rate / 1e6, 3)}
     return {
         "batch": batch,
         "seconds": seconds,
+        "uneven": uneven,
         "matmul_gflops": round(rate, 1),
         "largest_difference_from_transformers": difference,
         "contenders": rows,
@@ -76,7 +96,7 @@ def run_setting(contenders: dict, batch: int, seconds: float, rounds: int) -> di
 
 def table(settings: list[dict]) -> str:
     header = ["median ms (× ours; share of matmul rate)"]
-    header += [f"{s['batch']} × {s['seconds']:g} s" for s in settings]
+    header += [f"{s['batch']} × {s['seconds']:g} s" + (", uneven" if s["uneven"] else "") for s in settings]
     rows = []
     for name in settings[0]["contenders"]:
         cells = []
@@ -92,19 +112,21 @@ def table(settings: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = arguments(__doc__, rounds=11)
+    parser = arguments(__doc__, rounds=7)
     parser.add_argument("--seconds", type=float, nargs="+", default=[1, 10], help="lengths of audio")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="batch sizes")
+    parser.add_argument(
+        "--uneven", type=int, default=4, metavar="ROWS", help="rows of a padded batch of different lengths; 0 for none"
+    )
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     contenders = build(options)
-    settings = [
-        run_setting(contenders, batch, seconds, options.rounds)
-        for batch in options.batch
-        for seconds in options.seconds
-    ]
+    settings = [(batch, seconds, False) for batch in options.batch for seconds in options.seconds]
+    if options.uneven:
+        settings.append((options.uneven, max(options.seconds), True))
+    settings = [run_setting(contenders, *setting, options.rounds) for setting in settings]
     publish("inference", {"machine": machine(), "settings": settings}, table(settings), options)
 
 

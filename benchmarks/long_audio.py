@@ -1,6 +1,6 @@
 """Memory that features of long recordings take, chunk by chunk and in one forward.
 
-    python benchmarks/long_audio.py [--minutes 1 10 60] [--output results.json]
+    python benchmarks/long_audio.py [--minutes 1 10 60] [--json OUT] [--docs docs/model.md]
 
 Every row is measured in a process of its own, whose peak resident memory is compared with that right before the
 forward, when model and recording are in memory. Weights are random (the default subnet of the `small` space): they do
@@ -15,6 +15,7 @@ import sys
 import time
 
 import torch
+from contenders import add_outputs, machine, markdown, publish
 
 from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace
 from lighthubert_hf.extraction import subnet_config
@@ -22,6 +23,7 @@ from lighthubert_hf.long_audio import SAMPLING_RATE, exact_context, iterate_long
 
 WINDOW = 32  # frames: 0.64 seconds
 WHOLE_UP_TO = 5  # minutes that one forward is tried with
+GLOBAL_UP_TO = 10  # minutes that chunks with global attention are tried with: the memory is that of a chunk
 
 
 def peak_megabytes() -> float:
@@ -54,33 +56,47 @@ def measure(minutes: float, window: int | None, whole: bool) -> dict:
     }
 
 
+def cases(minutes: list[float]) -> list[dict]:
+    """Chunks with a sliding window at every length; with global attention, and in one forward, at the short ones."""
+    found = [{"minutes": m, "window": WINDOW, "whole": False} for m in minutes]
+    found += [{"minutes": m, "window": None, "whole": False} for m in minutes if m <= GLOBAL_UP_TO]
+    return found + [
+        {"minutes": m, "window": w, "whole": True} for w in (WINDOW, None) for m in minutes if m <= WHOLE_UP_TO
+    ]
+
+
+def table(rows: list[dict]) -> str:
+    header = ["audio", "attention", "computed", "frames", "exact", "the recording, MB", "more memory, MB", "seconds"]
+    cells = [
+        [
+            f"{row['minutes']:g} min",
+            f"window of {row['window']} frames" if row["window"] else "global",
+            row["how"],
+            f"{row['frames']:,}",
+            "yes" if row["exact"] else "no",
+            str(row["recording_megabytes"]),
+            str(row["extra_megabytes"]),
+            f"{row['seconds']:.0f}",
+        ]
+        for row in rows
+    ]
+    return markdown(header, cells)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10, 60])
-    parser.add_argument("--output", help="write the rows as JSON to this file")
     parser.add_argument("--row", help=argparse.SUPPRESS)  # how this program calls itself
+    add_outputs(parser)
     options = parser.parse_args()
     if options.row:
         print(json.dumps(measure(**json.loads(options.row))))
         return
     rows = []
-    cases = [(m, window, whole) for window in (WINDOW, None) for whole in (False, True) for m in options.minutes]
-    print("minutes  window  how          exact  extra memory  time")
-    for minutes, window, whole in cases:
-        if whole and minutes > WHOLE_UP_TO:
-            continue
-        arguments = json.dumps({"minutes": minutes, "window": window, "whole": whole})
-        command = [sys.executable, __file__, "--row", arguments]
-        rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-        row = rows[-1]
-        print(
-            f"{minutes:7g}  {window or 'global':6}  {row['how']:11}  {'yes' if row['exact'] else 'no':5}  "
-            f"{row['extra_megabytes']:9} MB  {row['seconds']:.0f} s",
-            flush=True,
-        )
-    if options.output:
-        with open(options.output, "w") as file:
-            json.dump(rows, file, indent=1)
+    for case in cases(options.minutes):
+        command = [sys.executable, __file__, "--row", json.dumps(case)]
+        rows.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
+    publish("long_audio", {"machine": machine(), "rows": rows}, table(rows), options)
 
 
 if __name__ == "__main__":
