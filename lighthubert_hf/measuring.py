@@ -148,7 +148,7 @@ class _EventClock:
 class AllocationTracker(TorchDispatchMode):
     """Counts the bytes of the tensors that operators create, as long as they live.
 
-    What a kernel allocates and frees inside itself does not show.
+    What a kernel allocates and frees inside itself does not show, nor do weights that oneDNN packs.
     """
 
     def __init__(self):
@@ -163,12 +163,9 @@ class AllocationTracker(TorchDispatchMode):
         self.live -= size
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        inputs = {storage._cdata for storage in _storages((args, kwargs))}
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if not isinstance(tensor, torch.Tensor):
-                continue
-            storage = tensor.untyped_storage()
+        for storage in _storages(out):
             if storage._cdata in inputs or storage in self._known:
                 continue
             self._known.add(storage)
@@ -176,6 +173,13 @@ class AllocationTracker(TorchDispatchMode):
             weakref.finalize(storage, self._free, storage.nbytes())
         self.peak = max(self.peak, self.live)
         return out
+
+
+def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
+    """Of the tensors in `tree`. Weights that oneDNN has packed do not tell theirs."""
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, torch.Tensor) and not leaf.is_mkldnn:
+            yield leaf.untyped_storage()
 
 
 def peak_memory(

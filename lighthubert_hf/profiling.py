@@ -131,7 +131,8 @@ class ProfileRow:
         macs: multiply-accumulates of the pass.
         gflops: at 2 FLOP per multiply-accumulate.
         share_of_matmul: `gflops` over what a plain matrix product reaches in the same run.
-        peak_memory: bytes of weights and of the activations alive at once; see [`measuring.peak_memory`].
+        peak_memory: bytes of weights and of the activations alive at once, see [`measuring.peak_memory`]; on a CPU
+            without the packed copies of weights, which are about as large again.
         parts: where the time goes. Timed in passes of their own, so they add up to `milliseconds` only roughly.
     """
 
