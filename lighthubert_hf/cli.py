@@ -91,15 +91,14 @@ def finetune(
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a speech recogniser (CTC) on a subnet, a supernet's subnet or a plain HuBERT."""
-    from .training.ctc_recipe import load_ctc_recipe
-    from .training.finetuning import finetune_ctc
+    """Train a recogniser, classifier, speaker verifier or diariser (the recipe's `task`) on a subnet, a supernet's
+    subnet or a plain HuBERT."""
+    from .training.finetuning import finetune
+    from .training.finetuning_recipes import load_finetuning_recipe
+    from .training.finetuning_results import describe
 
-    result = finetune_ctc(load_ctc_recipe(recipe, overrides or []), resume=resume)
-    lines = [
-        f"{name}: CER {scores['cer']:.1%}, WER {scores['wer']:.1%}" for name, scores in result["evaluation"].items()
-    ]
-    _answer(result, as_json, "\n".join([*lines, result["model"]]))
+    result = finetune(load_finetuning_recipe(recipe, overrides or []), resume=resume)
+    _answer(result, as_json, describe(result))
 
 
 @app.command()
@@ -240,7 +239,8 @@ def search(
     seed: int = 0,
     extract: Annotated[int, typer.Option(help="Save this many subnets of the front as model folders.")] = 0,
     push: Annotated[
-        str | None, typer.Option(help="OWNER/NAME: publish these at the end, or the front; see `push --all`.")
+        str | None,
+        typer.Option(help="OWNER/NAME: publish these at the end, or the front; see `push --all`."),
     ] = None,
     private: Annotated[bool | None, typer.Option(help="Visibility of new repositories of --push.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of SUPERNET on the Hub.")] = None,

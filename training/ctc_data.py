@@ -1,7 +1,6 @@
 """Text for CTC: a vocabulary of characters, the processor that carries it, and rows that can be aligned at all."""
 
 import json
-import math
 import tempfile
 from collections.abc import Iterable
 from itertools import pairwise
@@ -10,9 +9,9 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
-from lighthubert_hf.feature_encoder import conv_output_lengths, receptive_field
+from lighthubert_hf.feature_encoder import conv_output_lengths
 
-from .labelled_speech import SAMPLING_RATE, Batch, SpeechExample, pad_waveforms
+from .labelled_speech import SAMPLING_RATE, Batch, SpeechExample, pad_waveforms, shortest_input
 
 BLANK, UNKNOWN, WORD_DELIMITER = "<pad>", "<unk>", "|"
 
@@ -46,10 +45,14 @@ def build_processor(vocabulary: list[str]) -> Wav2Vec2Processor:
             unk_token=UNKNOWN,
             word_delimiter_token=WORD_DELIMITER,
         )
-    feature_extractor = Wav2Vec2FeatureExtractor(
+    return Wav2Vec2Processor(feature_extractor=build_feature_extractor(), tokenizer=tokenizer)
+
+
+def build_feature_extractor() -> Wav2Vec2FeatureExtractor:
+    """Normalises waveforms, as training does."""
+    return Wav2Vec2FeatureExtractor(
         feature_size=1, sampling_rate=SAMPLING_RATE, padding_value=0.0, do_normalize=True, return_attention_mask=True
     )
-    return Wav2Vec2Processor(feature_extractor=feature_extractor, tokenizer=tokenizer)
 
 
 def load_processor(name: str) -> Wav2Vec2Processor:
@@ -82,9 +85,7 @@ class CtcCollator:
 
     def __init__(self, processor: Wav2Vec2Processor, config: PretrainedConfig):
         self.tokenizer, self.config = processor.tokenizer, config
-        # Models need one frame, and transformers' SpecAugment as many as its masks are long.
-        frames = config.mask_time_length if config.apply_spec_augment else 1
-        self.min_samples = receptive_field(config) + (frames - 1) * math.prod(config.conv_stride)
+        self.min_samples = shortest_input(config)
 
     def labels(self, text: str) -> list[int]:
         return self.tokenizer(text).input_ids

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2Processor
+from transformers import PreTrainedModel, Wav2Vec2Processor
 
+from .finetuning_trainer import padded_seconds
 from .labelled_speech import SpeechExample, batches_of_similar_length, pad_waveforms
 
 
@@ -20,14 +21,6 @@ def transcriptions(ids: torch.LongTensor, processor: Wav2Vec2Processor) -> list[
     """Text of every row, as transformers' pipeline writes it: repeats merged, blanks left out."""
     # With `skip_special_tokens` the tokenizer drops blanks before it merges: "all" would become "al".
     return processor.tokenizer.batch_decode(ids, skip_special_tokens=False)
-
-
-def padded_seconds(config: PretrainedConfig, batch_seconds: float) -> float:
-    """`batch_seconds`, or 0 for models that must see every utterance alone.
-
-    A group-norm front end mixes padding into every frame.
-    """
-    return 0.0 if config.feat_extract_norm == "group" else batch_seconds
 
 
 @torch.inference_mode()

@@ -1,129 +1,25 @@
-"""transformers' Trainer for CTC: batches by seconds, exact resume, and error rates that padding does not change."""
+"""CTC: the model's own loss, and error rates of the text that is decoded greedily."""
 
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-
-import torch
-from transformers import Trainer, TrainerCallback, Wav2Vec2Processor
-from transformers.trainer_utils import EvalLoopOutput
+from collections.abc import Sequence
 
 from lighthubert_hf.metrics import CharacterErrorRate, WordErrorRate
 
-from .ctc_decoding import greedy_ids, padded_seconds, transcriptions
-from .labelled_speech import Batch, SpeechExample, batches_of_similar_length
-from .recipe import ScheduleSection
-from .schedule import make_scheduler
-
-DATA_STATE = "data_state.json"
+from .ctc_decoding import greedy_ids, transcriptions
+from .finetuning_trainer import Row, SpeechTrainer
+from .labelled_speech import Batch, SpeechExample
 
 
-class EvaluationBatches:
-    """Examples sorted by length in batches of at most `batch_seconds`, those of one rank."""
+class CtcTrainer(SpeechTrainer):
+    """Scores `loss`, `wer` and `cer`. Only token ids leave the device, and frames of padding are blanks."""
 
-    def __init__(self, examples: list[SpeechExample], collate: Callable, batch_seconds: float, rank: int, world: int):
-        self.examples, self.collate = examples, collate
-        lengths = [len(example.waveform) for example in examples]
-        self.indices = batches_of_similar_length(lengths, batch_seconds)[rank::world]
+    def predict_rows(self, examples: list[SpeechExample], batch: Batch) -> list[Row]:
+        outputs = self.model(**batch)
+        texts = transcriptions(greedy_ids(self.model, outputs.logits, batch["attention_mask"]), self.processor)
+        return [(outputs.loss.item(), example.text, text) for example, text in zip(examples, texts, strict=True)]
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[tuple[list[SpeechExample], Batch]]:
-        for indices in self.indices:
-            rows = [self.examples[index] for index in indices]
-            yield rows, self.collate(rows)
-
-
-class CtcTrainer(Trainer):
-    """
-    Args:
-        batches: Endless training batches with a `state` to resume from.
-        collate: Examples to a batch.
-        processor: Turns predictions into text.
-        schedule: Learning rate over the steps.
-        eval_batch_seconds: Audio per evaluation batch, padding included.
-        head_lr: Learning rate of the head; `None`: that of all.
-        others: As in [`~transformers.Trainer`]; evaluation sets are lists of [`SpeechExample`].
-    """
-
-    def __init__(
-        self,
-        *,
-        batches: Iterable[Batch],
-        collate: Callable,
-        processor: Wav2Vec2Processor,
-        schedule: ScheduleSection,
-        eval_batch_seconds: float,
-        head_lr: float | None = None,
-        **others,
-    ):
-        super().__init__(processing_class=processor, **others)
-        self.batches, self.collate, self.processor = batches, collate, processor
-        self.schedule, self.eval_batch_seconds, self.head_lr = schedule, eval_batch_seconds, head_lr
-        # The loss is the mean over the batch, so accumulation has to divide it, whatever `forward` would swallow.
-        self.model_accepts_loss_kwargs = False
-        self.add_callback(_DataState(batches))
-
-    def get_train_dataloader(self) -> Iterable[Batch]:
-        return self.batches
-
-    def create_optimizer(self, model=None):
-        """The Trainer's own, with the head in groups of its own if it has a rate of its own."""
-        if self.optimizer is None and self.head_lr is not None:
-            super().create_optimizer(model)
-            head = {id(p) for name, p in self.model.named_parameters() if "lm_head" in name}
-            for group in list(self.optimizer.param_groups):
-                own = [p for p in group["params"] if id(p) in head]
-                group["params"] = [p for p in group["params"] if id(p) not in head]
-                self.optimizer.add_param_group({**group, "params": own, "lr": self.head_lr})
-        return super().create_optimizer(model)
-
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
-        if self.lr_scheduler is None:
-            self.lr_scheduler = make_scheduler(optimizer or self.optimizer, num_training_steps, self.schedule)
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def get_eval_dataloader(self, eval_dataset: list[SpeechExample] | None = None) -> EvaluationBatches:
-        return EvaluationBatches(
-            self.eval_dataset if eval_dataset is None else eval_dataset,
-            self.collate,
-            padded_seconds(self.model.config, self.eval_batch_seconds),
-            self.args.process_index,
-            self.args.world_size,
-        )
-
-    def evaluation_loop(
-        self,
-        dataloader: EvaluationBatches,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Loss, word and character error rate.
-
-        Only token ids leave the device, and frames of padding are blanks, so the result depends on neither batch
-        size nor number of processes.
-        """
-        self.model.eval()
-        self.callback_handler.eval_dataloader = dataloader
-        rows = []
-        for examples, batch in dataloader:
-            loss, logits, _ = self.prediction_step(self.model, batch, False, ignore_keys)
-            texts = transcriptions(greedy_ids(self.model, logits, batch["attention_mask"]), self.processor)
-            rows += [(loss.item(), example.text, text) for example, text in zip(examples, texts, strict=True)]
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        if self.args.world_size > 1:
-            from accelerate.utils import gather_object
-
-            rows = gather_object(rows)
+    def score(self, rows: list[Row]) -> dict[str, float]:
         losses, references, predictions = zip(*rows, strict=True)
-        metrics = {"loss": sum(losses) / len(losses), **error_rates(predictions, references)}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(predictions, references, metrics, len(rows))
+        return {"loss": sum(losses) / len(losses), **error_rates(predictions, references)}
 
 
 def error_rates(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
@@ -132,44 +28,3 @@ def error_rates(predictions: Sequence[str], references: Sequence[str]) -> dict[s
     for metric in (WordErrorRate(), CharacterErrorRate()):
         rates |= metric.compute(predictions=list(predictions), references=list(references))
     return rates
-
-
-class _DataState(TrainerCallback):
-    """Stores where the data of every rank stand in every checkpoint. Rank 0 writes last: that completes it."""
-
-    def __init__(self, batches):
-        self.batches = batches
-
-    def on_save(self, args, state, control, **kwargs):
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        path = folder / _data_state_name(args.process_index)
-        beside = path.with_suffix(".partial")
-        beside.write_text(json.dumps({"world_size": args.world_size, "batches": self.batches.state}))
-        if args.process_index > 0:
-            os.replace(beside, path)
-        if args.world_size > 1:
-            torch.distributed.barrier()
-        if args.process_index == 0:
-            os.replace(beside, path)
-
-
-def _data_state_name(rank: int) -> str:
-    return DATA_STATE if rank == 0 else DATA_STATE.replace(".", f"-{rank}.")
-
-
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; a run killed while saving leaves one that was not."""
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{DATA_STATE}")]
-    return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
-
-
-def load_data_state(checkpoint: Path, rank: int, world_size: int) -> dict:
-    """Where the data of a rank stood.
-
-    Raises:
-        ValueError: if the checkpoint was written by another number of processes.
-    """
-    was = json.loads((checkpoint / DATA_STATE).read_text())["world_size"]
-    if was != world_size:
-        raise ValueError(f"{checkpoint} was written by {was} processes, this run has {world_size}; use as many")
-    return json.loads((checkpoint / _data_state_name(rank)).read_text())["batches"]

@@ -239,14 +239,14 @@ def _recognition(folder: Path, settings: DemoSettings, speech: dict[str, Any], n
 
 
 def _character_error_rate(folder: Path, settings: DemoSettings, train, held_out, name: str, kind: str) -> float:
-    from .finetuning import finetune_ctc
+    from .finetuning import finetune
 
     output = folder / "ctc" / f"{name}-{kind}"
     finished = output / "metrics.json"
     if finished.is_file():
         metrics = json.loads(finished.read_text())
     else:
-        metrics = finetune_ctc(_ctc_recipe(output, folder / "subnets" / name, settings, train, held_out, kind))
+        metrics = finetune(_ctc_recipe(output, folder / "subnets" / name, settings, train, held_out, kind))
     return metrics["evaluation"]["held_out"]["cer"]
 
 

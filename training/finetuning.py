@@ -1,9 +1,9 @@
-"""Fine-tuning of a speech recogniser: from a recipe to a model folder with its scores."""
+"""Fine-tuning: from a recipe to a model folder with its scores."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +16,35 @@ from transformers import (
     PrinterCallback,
     TrainerCallback,
     TrainingArguments,
-    Wav2Vec2Processor,
     set_seed,
 )
 from transformers.integrations import TensorBoardCallback
 
 from lighthubert_hf.publishing import push_folder
 
-from .beam_search import BeamSearch
-from .ctc_data import CtcCollator, build_processor, characters, load_processor
-from .ctc_decoding import transcribe
-from .ctc_model import Thawing, add_lora, build_ctc_model, freeze
-from .ctc_recipe import CtcRecipe, DecodingSection
-from .ctc_results import save_results, write_text
-from .ctc_trainer import CtcTrainer, error_rates, last_complete_checkpoint, load_data_state
-from .labelled_speech import (
-    SAMPLING_RATE,
-    DoesNotFit,
-    MemoryBatches,
-    SpeechExample,
-    StreamedBatches,
-    read_examples,
-)
+from .classification_tasks import ClassificationTask, DiarizationTask, VerificationTask
+from .ctc_task import CtcTask
+from .finetuning_model import Thawing, add_lora, build_model, freeze
+from .finetuning_recipe import FineTuningRecipe
+from .finetuning_results import save_results, write_text
+from .finetuning_task import FineTuningTask
+from .finetuning_trainer import SpeechTrainer, last_complete_checkpoint, load_data_state
+from .labelled_speech import SAMPLING_RATE, DoesNotFit, MemoryBatches, SpeechExample, StreamedBatches, read_examples
 from .recipe import SourceSection
-from .streaming import AudioSource
+from .sources import AudioSource
 
 logger = logging.getLogger(__name__)
 
-SYNTHETIC_HELD_OUT = ("validation", "test_sentences", "test_voice")
+TASKS: dict[str, type[FineTuningTask]] = {
+    "ctc": CtcTask,
+    "classification": ClassificationTask,
+    "verification": VerificationTask,
+    "diarization": DiarizationTask,
+}
 
 
-def finetune_ctc(recipe: CtcRecipe, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """Fine-tune a speech recogniser and score it.
+def finetune(recipe: FineTuningRecipe, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Fine-tune a model for the recipe's task and score it.
 
     ```
     output_dir/
@@ -63,39 +60,46 @@ def finetune_ctc(recipe: CtcRecipe, *, resume: bool = False, quiet: bool = False
         quiet: Neither progress bars nor logs.
 
     Returns:
-        `{"model": folder, "parameters": int, "steps": int, "seconds": float, "training_minutes": float,
-        "dropped": int, "evaluation": {set: {"cer", "wer", "loss", "examples"}}}`; `dropped` counts training
-        utterances whose transcript is too long for their frames.
+        `{"model": folder, "task": str, "parameters": int, "steps": int, "seconds": float, "training_minutes": float,
+        "dropped": int, "dropped_because": str, "evaluation": {set: {score: share, "loss", "examples"}}}`; the scores
+        are `cer` and `wer`, `accuracy`, `eer` (without a loss: the speakers are new), or `der`. `dropped` counts
+        training utterances that cannot be learnt from.
 
     Raises:
         FileExistsError: if `output_dir` holds a finished model.
         ValueError: if the recipe does not fit the data or the model.
     """
+    task = TASKS[recipe.task](recipe)
     with _progress_bars(not quiet):
-        arguments = _arguments(recipe, quiet)
+        arguments = _arguments(task, quiet)
         with arguments.main_process_first(local=False):
             if arguments.process_index == 0:
                 _prepare_output(recipe, resume)
-            sources = _sources(recipe)
+            sources = _sources(task)
         set_seed(recipe.seed)
-        speech = _read_speech(recipe, *sources, progress=not quiet)
-        processor = _processor(recipe, speech)
-        model = _model(recipe, processor)
-        trainer = _trainer(recipe, arguments, model, processor, speech)
+        speech = _read_speech(task, *sources, progress=not quiet)
+        task.prepare(speech.train)
+        model = _model(task)
+        trainer = _trainer(task, arguments, model, speech)
         result = trainer.train(_continue(trainer) if resume else None)
         if recipe.lora is not None:
             trainer.model = model = model.merge_and_unload()
         metrics = {
             "model": str(Path(recipe.output_dir) / "model"),
+            "task": recipe.task,
             "parameters": model.num_parameters(),
             "steps": trainer.state.global_step,
             "seconds": round(result.metrics["train_runtime"], 2),
             "training_minutes": None if speech.train is None else round(_minutes(speech.train), 2),
             "dropped": trainer.batches.num_refused,
-            "evaluation": _score(trainer, recipe.decoding, speech.evaluation),
+            "dropped_because": task.refused,
+            "evaluation": {
+                name: {**task.final_scores(trainer, name, examples), "examples": len(examples)}
+                for name, examples in speech.evaluation.items()
+            },
         }
         if arguments.process_index == 0:
-            save_results(recipe, model, processor, metrics)
+            save_results(task, model, metrics)
             if recipe.hub is not None:
                 push_folder(metrics["model"], recipe.hub.repo_id, private=recipe.hub.private)
             if not any(Path(arguments.output_dir).iterdir()):
@@ -125,7 +129,7 @@ class _Speech:
     evaluation: dict[str, list[SpeechExample]]
 
 
-def _prepare_output(recipe: CtcRecipe, resume: bool) -> None:
+def _prepare_output(recipe: FineTuningRecipe, resume: bool) -> None:
     """Refuse a folder in which something would be lost; note the recipe."""
     output = Path(recipe.output_dir)
     if (output / "model").exists():
@@ -145,30 +149,29 @@ def _prepare_output(recipe: CtcRecipe, resume: bool) -> None:
     write_text(stored, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
 
 
-def _sources(recipe: CtcRecipe) -> tuple[list[AudioSource], dict[str, list[AudioSource]]]:
+def _sources(task: FineTuningTask) -> tuple[list[AudioSource], dict[str, list[AudioSource]]]:
     """Where training and held-out speech come from; synthetic speech is made here."""
-    data = recipe.data
-    if data.synthetic_minutes is None:
-        return _audio_sources(data.sources), {name: _audio_sources(part) for name, part in data.evaluation.items()}
-    from .synthetic_speech import synthesise_corpus
-
-    folder, minutes = str(Path(recipe.output_dir) / "synthetic_speech"), data.synthetic_minutes
-    synthesise_corpus(folder, minutes=minutes, held_out_minutes=min(3.0, minutes / 5))
-    train, *held_out = ([AudioSource(folder, split, text_column="text")] for split in ("train", *SYNTHETIC_HELD_OUT))
-    return train, dict(zip(SYNTHETIC_HELD_OUT, held_out, strict=True))
+    data = task.recipe.data
+    if data.synthetic is not None:
+        return task.synthesise(Path(task.recipe.output_dir) / "synthetic_speech")
+    evaluation = {name: _audio_sources(task, part) for name, part in data.evaluation.items()}
+    return _audio_sources(task, data.sources), evaluation
 
 
-def _audio_sources(sections: list[SourceSection]) -> list[AudioSource]:
-    return [AudioSource(**section.model_dump()) for section in sections]
+def _audio_sources(task: FineTuningTask, sections: list[SourceSection]) -> list[AudioSource]:
+    labels = {"text_column": None, "all_columns": True} if task.label_columns else {}
+    return [AudioSource(**section.model_dump() | labels) for section in sections]
 
 
 def _read_speech(
-    recipe: CtcRecipe, train: list[AudioSource], evaluation: dict[str, list[AudioSource]], progress: bool
+    task: FineTuningTask, train: list[AudioSource], evaluation: dict[str, list[AudioSource]], progress: bool
 ) -> _Speech:
+    recipe = task.recipe
     data = recipe.data
     try:
         examples = read_examples(
             train,
+            label_columns=task.label_columns,
             minutes=data.labelled_minutes,
             max_seconds=data.max_seconds,
             shuffle_seed=recipe.seed,
@@ -184,6 +187,7 @@ def _read_speech(
     held_out = {
         name: read_examples(
             part,
+            label_columns=task.label_columns,
             max_examples=data.max_eval_examples,
             max_gigabytes=data.memory_gb,
             description=f"reading {name}",
@@ -194,77 +198,62 @@ def _read_speech(
     return _Speech(examples, train, held_out)
 
 
-def _processor(recipe: CtcRecipe, speech: _Speech) -> Wav2Vec2Processor:
-    if recipe.data.vocabulary is not None:
-        return load_processor(recipe.data.vocabulary)
-    if speech.train is None:
-        raise ValueError(
-            f"the training speech exceeds data.memory_gb ({recipe.data.memory_gb:g}) and is streamed, so its "
-            "characters are not known beforehand: give data.vocabulary, a folder with a tokenizer"
-        )
-    return build_processor(characters(example.text for example in speech.train))
-
-
-def _model(recipe: CtcRecipe, processor: Wav2Vec2Processor) -> PreTrainedModel:
+def _model(task: FineTuningTask) -> PreTrainedModel:
     """The model to train, with what is frozen for good frozen, or with adapters."""
-    model = build_ctc_model(
-        recipe.model,
-        config_changes=_config_changes(recipe, processor),
-        keep_head=recipe.data.vocabulary is not None and recipe.data.vocabulary == recipe.model.path,
-    )
+    recipe, masks = task.recipe, task.recipe.spec_augment
+    changes = task.config_changes() | {"apply_spec_augment": masks is not None}
+    if masks is not None:
+        changes |= masks.model_dump()
+    model = build_model(recipe.model, task.auto_class, config_changes=changes, keep_head=task.keeps_head)
     if recipe.lora is not None:
         return add_lora(model, recipe.lora)
     freeze(model, recipe.freezing)
     return model
 
 
-def _config_changes(recipe: CtcRecipe, processor: Wav2Vec2Processor) -> dict[str, Any]:
-    changes = {
-        "vocab_size": len(processor.tokenizer),
-        "pad_token_id": processor.tokenizer.pad_token_id,
-        "bos_token_id": processor.tokenizer.bos_token_id,
-        "eos_token_id": processor.tokenizer.eos_token_id,
-        "ctc_loss_reduction": "mean",
-        "ctc_zero_infinity": True,
-        "apply_spec_augment": recipe.spec_augment is not None,
-    }
-    return changes if recipe.spec_augment is None else changes | recipe.spec_augment.model_dump()
-
-
-def _batches(recipe: CtcRecipe, collate: CtcCollator, speech: _Speech, rank: int, world_size: int):
-    data = recipe.data
-    shared = {"batch_seconds": data.batch_seconds, "seed": recipe.seed, "rank": rank, "world_size": world_size}
-    if speech.train is None:
-        return StreamedBatches(speech.sources, collate, collate.is_possible, max_seconds=data.max_seconds, **shared)
-    return MemoryBatches(speech.train, collate, collate.is_possible, **shared)
+def _batches(task: FineTuningTask, collate, speech: _Speech, rank: int, world_size: int):
+    data = task.recipe.data
+    shared = {"batch_seconds": data.batch_seconds, "seed": task.recipe.seed, "rank": rank, "world_size": world_size}
+    if speech.train is not None:
+        return MemoryBatches(speech.train, collate, collate.is_possible, **shared)
+    sources, label_column = speech.sources, None
+    if task.label_columns:
+        if len(task.label_columns) > 1:
+            raise ValueError(
+                f"the training speech exceeds data.memory_gb ({data.memory_gb:g}), and a stream carries one column of "
+                f"labels, not the {len(task.label_columns)} of data.label_columns; raise data.memory_gb"
+            )
+        (label_column,) = task.label_columns
+        sources = [replace(source, text_column=label_column, all_columns=False) for source in sources]
+    return StreamedBatches(
+        sources, collate, collate.is_possible, max_seconds=data.max_seconds, label_column=label_column, **shared
+    )
 
 
 def _trainer(
-    recipe: CtcRecipe,
-    arguments: TrainingArguments,
-    model: PreTrainedModel,
-    processor: Wav2Vec2Processor,
-    speech: _Speech,
-) -> CtcTrainer:
-    collate = CtcCollator(processor, model.config)
-    trainer = CtcTrainer(
+    task: FineTuningTask, arguments: TrainingArguments, model: PreTrainedModel, speech: _Speech
+) -> SpeechTrainer:
+    recipe, collate = task.recipe, task.collator(model)
+    trainer = task.trainer_class(
         model=model,
         args=arguments,
         eval_dataset=next(iter(speech.evaluation.values()), None),
         callbacks=_callbacks(recipe),
-        batches=_batches(recipe, collate, speech, arguments.process_index, arguments.world_size),
+        batches=_batches(task, collate, speech, arguments.process_index, arguments.world_size),
         collate=collate,
-        processor=processor,
+        processor=task.processor(),
         schedule=recipe.schedule,
         eval_batch_seconds=recipe.data.eval_batch_seconds,
         head_lr=recipe.training.head_lr,
+        **task.trainer_options,
     )
     if arguments.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _arguments(recipe: CtcRecipe, quiet: bool) -> TrainingArguments:
+def _arguments(task: FineTuningTask, quiet: bool) -> TrainingArguments:
+    recipe = task.recipe
     training, optimizer, checkpoint = recipe.training, recipe.optimizer, recipe.checkpoint
     steered = training.early_stopping_patience is not None
     # The oldest checkpoint is deleted just before the newest is complete, so there have to be two.
@@ -293,8 +282,8 @@ def _arguments(recipe: CtcRecipe, quiet: bool) -> TrainingArguments:
         eval_strategy="no" if training.evaluate_every is None else "steps",
         eval_steps=training.evaluate_every,
         load_best_model_at_end=steered,
-        metric_for_best_model="cer" if steered else None,
-        greater_is_better=False if steered else None,
+        metric_for_best_model=next(iter(task.scores)) if steered else None,
+        greater_is_better=task.greater_is_better if steered else None,
         logging_strategy="steps" if logged else "no",
         logging_steps=recipe.logging.every,
         report_to=[tracker for tracker in recipe.logging.trackers if tracker != "tensorboard"],
@@ -308,7 +297,7 @@ def _arguments(recipe: CtcRecipe, quiet: bool) -> TrainingArguments:
     )
 
 
-def _callbacks(recipe: CtcRecipe) -> list[TrainerCallback]:
+def _callbacks(recipe: FineTuningRecipe) -> list[TrainerCallback]:
     callbacks = []
     if recipe.freezing.thaws:
         callbacks.append(Thawing(recipe.freezing))
@@ -321,7 +310,7 @@ def _callbacks(recipe: CtcRecipe) -> list[TrainerCallback]:
     return callbacks
 
 
-def _continue(trainer: CtcTrainer) -> str | None:
+def _continue(trainer: SpeechTrainer) -> str | None:
     """The checkpoint to go on from, with the batches set to where they stood; `None` if none was completed."""
     checkpoint = last_complete_checkpoint(Path(trainer.args.output_dir))
     if checkpoint is None:
@@ -329,28 +318,6 @@ def _continue(trainer: CtcTrainer) -> str | None:
         return None
     trainer.batches.state = load_data_state(checkpoint, trainer.args.process_index, trainer.args.world_size)
     return str(checkpoint)
-
-
-def _score(
-    trainer: CtcTrainer, settings: DecodingSection, evaluation: dict[str, list[SpeechExample]]
-) -> dict[str, dict[str, float]]:
-    scores = {}
-    for name, examples in evaluation.items():
-        prefix = f"eval_{name}"
-        metrics = trainer.evaluate(examples, metric_key_prefix=prefix)
-        scores[name] = {key: metrics[f"{prefix}_{key}"] for key in ("cer", "wer", "loss")}
-        scores[name]["examples"] = len(examples)
-        if settings.kind == "beam":
-            search = BeamSearch(
-                trainer.processor,
-                beam_width=settings.beam_width,
-                language_model=settings.language_model,
-                weight=settings.language_model_weight,
-                word_bonus=settings.word_bonus,
-            )
-            texts = transcribe(trainer.model, trainer.processor, examples, decode=search)
-            scores[name] |= error_rates(texts, [example.text for example in examples])
-    return scores
 
 
 def _minutes(examples: list[SpeechExample]) -> float:

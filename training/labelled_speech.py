@@ -4,12 +4,16 @@ Both kinds of batches are endless for training, a pure function of a small JSON 
 themselves, so that a resumed run sees exactly what an uninterrupted one would have seen.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PretrainedConfig
+
+from lighthubert_hf.feature_encoder import receptive_field
 
 from .batching import training_loader
 from .streaming import AudioSource, AudioStream
@@ -21,14 +25,27 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class SpeechExample:
-    """One utterance: `waveform` is `(num_samples,)` float16, 16 kHz mono, zero mean and unit variance.
+    """One utterance: `waveform` is `(num_samples,)` float16, 16 kHz mono, zero mean and unit variance. `text` is its
+    transcript, or `columns` hold its labels.
 
     float16 keeps 11 bits of every sample, 66 dB below the signal, at half the memory.
     """
 
     id: str
     waveform: np.ndarray
-    text: str
+    text: str | None
+    columns: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, item: dict[str, Any], label_columns: Sequence[str] = ()) -> "SpeechExample":
+        """An example of an `AudioStream`. ValueError if it lacks its transcript, or a label."""
+        waveform = item["input_values"].astype(np.float16)
+        if not label_columns:
+            return cls(item["id"], waveform, transcript(item["text"], item["id"]))
+        for column in label_columns:
+            if item["columns"].get(column) is None:
+                raise ValueError(f"the utterance {item['id']} has no {column!r}; it has {sorted(item['columns'])}")
+        return cls(item["id"], waveform, None, item["columns"])
 
 
 class DoesNotFit(ValueError):
@@ -38,6 +55,7 @@ class DoesNotFit(ValueError):
 def read_examples(
     sources: list[AudioSource],
     *,
+    label_columns: Sequence[str] = (),
     minutes: float | None = None,
     max_examples: int | None = None,
     max_seconds: float | None = None,
@@ -49,7 +67,8 @@ def read_examples(
     """Read labelled utterances into memory.
 
     Args:
-        sources: Where they are; every source needs a `text_column`.
+        sources: Where they are; every source needs a `text_column`, or `all_columns` for labels.
+        label_columns: Columns with the labels; none: transcripts are read.
         minutes: Stop once this much is read, from every source its share by weight; with `shuffle_seed` that is a
             random part of the data, the same for one seed.
         max_examples: Stop after this many.
@@ -65,7 +84,8 @@ def read_examples(
     """
     from tqdm.auto import tqdm
 
-    check_transcribed(sources)
+    if not label_columns:
+        check_transcribed(sources)
     examples, limit = [], int(max_gigabytes * 1e9 / BYTES_PER_SECOND * SAMPLING_RATE)
     weights = sum(source.weight for source in sources)
     with tqdm(desc=description, unit="s", disable=not progress) as bar:
@@ -80,13 +100,13 @@ def read_examples(
             wanted = None if minutes is None else minutes * 60 * SAMPLING_RATE * source.weight / weights
             read = 0
             for item in stream:
-                waveform = item["input_values"].astype(np.float16)
-                read += len(waveform)
-                limit -= len(waveform)
+                example = SpeechExample.of(item, label_columns)
+                read += len(example.waveform)
+                limit -= len(example.waveform)
                 if limit < 0:
                     raise DoesNotFit(f"the labelled speech takes more than {max_gigabytes:g} GB")
-                examples.append(SpeechExample(item["id"], waveform, transcript(item["text"], item["id"])))
-                bar.update(round(len(waveform) / SAMPLING_RATE, 1))
+                examples.append(example)
+                bar.update(round(len(example.waveform) / SAMPLING_RATE, 1))
                 if len(examples) == max_examples:
                     return examples
                 if wanted is not None and read >= wanted:
@@ -121,6 +141,13 @@ def batches_of_similar_length(lengths: Sequence[int], batch_seconds: float) -> l
             batch = []
         batch.append(int(index))
     return [*batches, batch] if batch else batches
+
+
+def shortest_input(config: PretrainedConfig) -> int:
+    """Samples a training batch is padded to at least: models need one frame, and transformers' SpecAugment as many as
+    its masks are long."""
+    frames = config.mask_time_length if config.apply_spec_augment else 1
+    return receptive_field(config) + (frames - 1) * math.prod(config.conv_stride)
 
 
 def pad_waveforms(waveforms: list[np.ndarray], min_samples: int = 0) -> Batch:
@@ -201,7 +228,8 @@ class MemoryBatches:
 class StreamedBatches:
     """Endless training batches of a stream, for more data than fit in memory.
 
-    `accept` says whether an example can be trained on; the others are left out and counted in `num_refused`.
+    `accept` says whether an example can be trained on; the others are left out and counted in `num_refused`. With
+    `label_column` the sources name that column as their `text_column`, as the one that a stream carries along.
     """
 
     def __init__(
@@ -213,11 +241,12 @@ class StreamedBatches:
         batch_seconds: float,
         max_seconds: float,
         seed: int,
+        label_column: str | None = None,
         rank: int = 0,
         world_size: int = 1,
     ):
         check_transcribed(sources)
-        self.collate, self.accept = collate, accept
+        self.collate, self.accept, self.label_column = collate, accept, label_column
         self.num_refused = 0
         self.state: dict[str, Any] | None = None
         self.loader = training_loader(
@@ -236,11 +265,14 @@ class StreamedBatches:
         for batch, state in self.loader:
             lengths = batch["attention_mask"].sum(-1).tolist()
             rows = zip(batch["ids"], batch["input_values"].numpy(), lengths, batch["texts"], strict=True)
-            examples = [
-                SpeechExample(name, wave[:length], transcript(text, name)) for name, wave, length, text in rows
-            ]
+            examples = [self._example(name, wave[:length], text) for name, wave, length, text in rows]
             accepted = [example for example in examples if self.accept(example)]
             self.num_refused += len(examples) - len(accepted)
             self.state = state
             if accepted:
                 yield self.collate(accepted)
+
+    def _example(self, name: str, waveform: np.ndarray, text: Any) -> SpeechExample:
+        if self.label_column is None:
+            return SpeechExample(name, waveform, transcript(text, name))
+        return SpeechExample(name, waveform, None, {self.label_column: text})

@@ -6,7 +6,7 @@ from transformers import AutoModelForCTC, AutoProcessor
 
 from lighthubert_hf import LightHubertForCTC
 from lighthubert_hf.training.ctc_recipe import CtcRecipe
-from lighthubert_hf.training.finetuning import finetune_ctc
+from lighthubert_hf.training.finetuning import finetune
 from lighthubert_hf.training.synthetic_speech import synthesise_corpus
 
 TINY = {
@@ -34,7 +34,7 @@ def test_a_recipe_that_names_a_repository_publishes_its_result(hub, tmp_path):
             "hub": {"repo_id": "alice/recogniser"},
         }
     )
-    metrics = finetune_ctc(recipe, quiet=True)
+    metrics = finetune(recipe, quiet=True)
 
     model = AutoModelForCTC.from_pretrained("alice/recogniser")
     assert isinstance(model, LightHubertForCTC)

@@ -117,7 +117,7 @@ def test_two_processes_train_the_same_model_and_agree_on_the_scores(tmp_path):
         freezing = {{"freeze": "none", "head_only_steps": 1, "thaw_layers_every": 1}}
         recipe = make_recipe({str(tmp_path / "corpus")!r}, {str(tmp_path / "run")!r}, freezing=freezing,
                              training={{"steps": 4, "accumulation": 2}}, checkpoint={{"every": 2}})
-        metrics = finetuning.finetune_ctc(recipe, quiet=True)
+        metrics = finetuning.finetune(recipe, quiet=True)
         assert dist.get_world_size() == 2
         total = torch.stack([p.double().sum() for p in trainers[0].model.parameters()])
         totals = [torch.empty_like(total) for _ in range(2)]

@@ -11,10 +11,12 @@ from transformers import AutoModelForCTC, HubertConfig, HubertModel, pipeline
 
 from lighthubert_hf import LightHubertForCTC, LightHubertModel
 from lighthubert_hf.training import finetuning
-from lighthubert_hf.training.ctc_model import Thawing, build_ctc_model
-from lighthubert_hf.training.ctc_recipe import CtcRecipe, FreezingSection, PretrainedSection
-from lighthubert_hf.training.ctc_trainer import CtcTrainer, last_complete_checkpoint, load_data_state
-from lighthubert_hf.training.finetuning import finetune_ctc
+from lighthubert_hf.training.ctc_recipe import CtcRecipe
+from lighthubert_hf.training.ctc_trainer import CtcTrainer
+from lighthubert_hf.training.finetuning import finetune
+from lighthubert_hf.training.finetuning_model import Thawing, build_model
+from lighthubert_hf.training.finetuning_recipe import FreezingSection, PretrainedSection
+from lighthubert_hf.training.finetuning_trainer import last_complete_checkpoint, load_data_state
 from lighthubert_hf.training.labelled_speech import read_examples
 from lighthubert_hf.training.sources import AudioSource
 from lighthubert_hf.training.synthetic_speech import synthesise_corpus
@@ -89,7 +91,7 @@ class TestFinetuning:
             name: [{"path": corpus, "split": split, "text_column": "text"}]
             for name, split in (("sentences", "test_sentences"), ("voice", "test_voice"), ("again", "test_voice"))
         }
-        metrics = finetune_ctc(make_recipe(corpus, tmp_path / "run", data={"evaluation": sets}), quiet=True)
+        metrics = finetune(make_recipe(corpus, tmp_path / "run", data={"evaluation": sets}), quiet=True)
 
         assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
         assert metrics["evaluation"].keys() == {"sentences", "voice", "again"}
@@ -108,24 +110,22 @@ class TestFinetuning:
 
     def test_learns(self, corpus, tmp_path):
         changes = {"training": {"steps": 30}, "optimizer": {"lr": 5e-3}, "spec_augment": None}
-        short = finetune_ctc(
-            make_recipe(corpus, tmp_path / "short", **changes | {"training": {"steps": 1}}), quiet=True
-        )
-        long = finetune_ctc(make_recipe(corpus, tmp_path / "long", **changes), quiet=True)
+        short = finetune(make_recipe(corpus, tmp_path / "short", **changes | {"training": {"steps": 1}}), quiet=True)
+        long = finetune(make_recipe(corpus, tmp_path / "long", **changes), quiet=True)
         loss = {name: run["evaluation"]["sentences"]["loss"] for name, run in (("short", short), ("long", long))}
         assert loss["long"] < 0.9 * loss["short"]
 
     def test_the_same_recipe_gives_the_same_model_and_another_seed_another(self, corpus, tmp_path):
-        runs = [finetune_ctc(make_recipe(corpus, tmp_path / name), quiet=True) for name in "ab"]
+        runs = [finetune(make_recipe(corpus, tmp_path / name), quiet=True) for name in "ab"]
         assert_equal(*(weights(run["model"]) for run in runs))
-        other = finetune_ctc(make_recipe(corpus, tmp_path / "c", seed=1), quiet=True)
+        other = finetune(make_recipe(corpus, tmp_path / "c", seed=1), quiet=True)
         assert not torch.equal(weights(runs[0]["model"])["lm_head.weight"], weights(other["model"])["lm_head.weight"])
 
     def test_a_finished_model_is_not_overwritten(self, corpus, tmp_path):
         recipe = make_recipe(corpus, tmp_path / "run")
-        finetune_ctc(recipe, quiet=True)
+        finetune(recipe, quiet=True)
         with pytest.raises(FileExistsError, match="choose another output_dir"):
-            finetune_ctc(recipe, quiet=True)
+            finetune(recipe, quiet=True)
 
     def test_labelled_minutes_take_the_same_part_for_the_same_seed(self, corpus):
         def read(seed):
@@ -146,31 +146,29 @@ class TestFinetuning:
             return examples
 
         monkeypatch.setattr(finetuning, "read_examples", with_a_long_text)
-        metrics = finetune_ctc(make_recipe(corpus, tmp_path / "run"), quiet=True)
+        metrics = finetune(make_recipe(corpus, tmp_path / "run"), quiet=True)
         assert metrics["dropped"] == 1
         assert math.isfinite(metrics["evaluation"]["sentences"]["loss"])
 
     def test_more_speech_than_memory_is_streamed(self, corpus, tmp_path):
-        first = finetune_ctc(make_recipe(corpus, tmp_path / "first"), quiet=True)
+        first = finetune(make_recipe(corpus, tmp_path / "first"), quiet=True)
         small = {"memory_gb": 6e-4, "vocabulary": first["model"]}  # 18 of 30 s; the held-out 12 s fit
-        metrics = finetune_ctc(make_recipe(corpus, tmp_path / "streamed", data=small), quiet=True)
+        metrics = finetune(make_recipe(corpus, tmp_path / "streamed", data=small), quiet=True)
         assert metrics["training_minutes"] is None
         assert math.isfinite(metrics["evaluation"]["sentences"]["loss"])
         with pytest.raises(ValueError, match=r"give data\.vocabulary"):
-            finetune_ctc(make_recipe(corpus, tmp_path / "without", data={"memory_gb": 6e-4}), quiet=True)
+            finetune(make_recipe(corpus, tmp_path / "without", data={"memory_gb": 6e-4}), quiet=True)
 
     @pytest.mark.parametrize("checkpointing", [False, True])
     def test_bf16_and_gradient_checkpointing(self, corpus, tmp_path, checkpointing):
         training = {"mixed_precision": "bf16", "gradient_checkpointing": checkpointing}
-        metrics = finetune_ctc(make_recipe(corpus, tmp_path / "run", training=training), quiet=True)
+        metrics = finetune(make_recipe(corpus, tmp_path / "run", training=training), quiet=True)
         assert math.isfinite(metrics["evaluation"]["sentences"]["loss"])
         assert all(tensor.dtype == torch.float32 for tensor in weights(metrics["model"]).values())
 
     def test_gradient_checkpointing_changes_nothing(self, corpus, tmp_path):
         runs = [
-            finetune_ctc(
-                make_recipe(corpus, tmp_path / str(flag), training={"gradient_checkpointing": flag}), quiet=True
-            )
+            finetune(make_recipe(corpus, tmp_path / str(flag), training={"gradient_checkpointing": flag}), quiet=True)
             for flag in (False, True)
         ]
         first, second = (weights(run["model"]) for run in runs)
@@ -179,7 +177,7 @@ class TestFinetuning:
 
     def test_tensorboard(self, corpus, tmp_path):
         logging = {"trackers": ["tensorboard"], "every": 1}
-        finetune_ctc(make_recipe(corpus, tmp_path / "run", logging=logging), quiet=True)
+        finetune(make_recipe(corpus, tmp_path / "run", logging=logging), quiet=True)
         assert list((tmp_path / "run" / "logs").glob("events.*"))
 
 
@@ -189,7 +187,7 @@ class TestStarts:
     @staticmethod
     def build(**settings):
         torch.manual_seed(0)
-        return build_ctc_model(PretrainedSection(**settings), config_changes=HEAD)
+        return build_model(PretrainedSection(**settings), AutoModelForCTC, config_changes=HEAD)
 
     @pytest.mark.parametrize("choice", ["smallest", "default", "largest"])
     def test_subnet_of_a_supernet(self, supernet, choice):
@@ -220,19 +218,19 @@ class TestStarts:
         recipe = make_recipe(
             corpus, tmp_path / "run", model={"path": supernet, "random_config": None}, optimizer={"lr": 1e-12}
         )
-        trained = weights(finetune_ctc(recipe, quiet=True)["model"])
+        trained = weights(finetune(recipe, quiet=True)["model"])
         start = self.build(path=supernet).state_dict()
         name = "lighthubert.feature_projection.projection.weight"
         torch.testing.assert_close(trained[name], start[name])
 
     def test_the_head_is_kept_with_the_vocabulary_it_was_trained_for(self, corpus, tmp_path):
-        first = finetune_ctc(make_recipe(corpus, tmp_path / "first"), quiet=True)["model"]
+        first = finetune(make_recipe(corpus, tmp_path / "first"), quiet=True)["model"]
         changes = {"model": {"path": first, "random_config": None}, "optimizer": {"lr": 1e-12}}
         kept = make_recipe(corpus, tmp_path / "kept", data={"vocabulary": first}, **changes)
         new = make_recipe(corpus, tmp_path / "new", **changes)
         head, kept_head, new_head = (
             weights(folder)["lm_head.weight"]
-            for folder in (first, *(finetune_ctc(recipe, quiet=True)["model"] for recipe in (kept, new)))
+            for folder in (first, *(finetune(recipe, quiet=True)["model"] for recipe in (kept, new)))
         )
         torch.testing.assert_close(kept_head, head)
         assert not torch.allclose(new_head, head, atol=1e-3)
@@ -256,7 +254,7 @@ class TestFreezing:
     def test_a_frozen_encoder_stays_as_it_is_and_the_head_learns(self, supernet, corpus, tmp_path):
         model = {"path": supernet, "random_config": None}
         recipe = make_recipe(corpus, tmp_path / "run", model=model, freezing={"freeze": "encoder"})
-        trained = weights(finetune_ctc(recipe, quiet=True)["model"])
+        trained = weights(finetune(recipe, quiet=True)["model"])
         start = TestStarts.build(path=supernet).state_dict()
         encoder = [name for name in start if name.startswith("lighthubert.")]
         assert_equal({name: trained[name] for name in encoder}, {name: start[name] for name in encoder})
@@ -266,7 +264,7 @@ class TestFreezing:
         model = {"path": supernet, "random_config": None}
         recipe = make_recipe(corpus, tmp_path / "run", model=model, freezing={"freeze": "feature_encoder"})
         trained, start = (
-            weights(finetune_ctc(recipe, quiet=True)["model"]),
+            weights(finetune(recipe, quiet=True)["model"]),
             TestStarts.build(path=supernet).state_dict(),
         )
         changed = {name for name in trained if name in start and trained[name].shape == start[name].shape}
@@ -315,7 +313,7 @@ class TestFreezing:
                 freezing={"freeze": "none", "head_only_steps": 2},
                 training={"steps": steps},
             )
-            return weights(finetune_ctc(recipe, quiet=True)["model"])
+            return weights(finetune(recipe, quiet=True)["model"])
 
         name = "lighthubert.encoder.layers.0.layer_norm.bias"
         start = TestStarts.build(path=supernet).state_dict()[name]
@@ -327,7 +325,7 @@ def test_the_head_can_have_a_rate_of_its_own(supernet, corpus, tmp_path):
     def run(name, **training):
         model = {"path": supernet, "random_config": None}
         recipe = make_recipe(corpus, tmp_path / name, model=model, optimizer={"lr": 1e-12}, training=training)
-        return weights(finetune_ctc(recipe, quiet=True)["model"])
+        return weights(finetune(recipe, quiet=True)["model"])
 
     slow, fast = run("slow"), run("fast", head_lr=1e-2)
     learnt = {name for name in slow if (slow[name] - fast[name]).abs().max() > 1e-6}
@@ -356,19 +354,19 @@ class TestResume:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(CtcTrainer, "training_step", training_step)
             with pytest.raises(Killed):
-                finetune_ctc(recipe, quiet=True, **options)
+                finetune(recipe, quiet=True, **options)
 
     @pytest.mark.parametrize("streamed", [False, True])
     def test_two_interruptions_change_nothing(self, corpus, tmp_path, streamed):
         data = {}
         if streamed:
-            vocabulary = finetune_ctc(make_recipe(corpus, tmp_path / "vocabulary"), quiet=True)["model"]
+            vocabulary = finetune(make_recipe(corpus, tmp_path / "vocabulary"), quiet=True)["model"]
             data = {"memory_gb": 6e-4, "vocabulary": vocabulary}
-        whole = finetune_ctc(self.recipe(corpus, tmp_path / "whole", data=data), quiet=True)
+        whole = finetune(self.recipe(corpus, tmp_path / "whole", data=data), quiet=True)
         recipe = self.recipe(corpus, tmp_path / "broken", data=data)
         self.run_until(3, recipe)
         self.run_until(5, recipe, resume=True)
-        resumed = finetune_ctc(recipe, resume=True, quiet=True)
+        resumed = finetune(recipe, resume=True, quiet=True)
         assert_equal(weights(whole["model"]), weights(resumed["model"]))
         assert resumed["evaluation"] == whole["evaluation"]
         assert resumed["steps"] == 6
@@ -380,14 +378,14 @@ class TestResume:
         (checkpoints / "checkpoint-4").mkdir()
         (checkpoints / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
         assert last_complete_checkpoint(checkpoints).name == "checkpoint-2"
-        assert finetune_ctc(recipe, resume=True, quiet=True)["steps"] == 6
+        assert finetune(recipe, resume=True, quiet=True)["steps"] == 6
 
     def test_another_recipe_is_refused(self, corpus, tmp_path):
         self.run_until(3, self.recipe(corpus, tmp_path / "run"))
         with pytest.raises(ValueError, match="the recipe differs in seed"):
-            finetune_ctc(self.recipe(corpus, tmp_path / "run", seed=1), resume=True, quiet=True)
+            finetune(self.recipe(corpus, tmp_path / "run", seed=1), resume=True, quiet=True)
         with pytest.raises(FileExistsError, match="resume it"):
-            finetune_ctc(self.recipe(corpus, tmp_path / "run"), quiet=True)
+            finetune(self.recipe(corpus, tmp_path / "run"), quiet=True)
 
     def test_another_number_of_processes_is_refused(self, corpus, tmp_path):
         self.run_until(3, self.recipe(corpus, tmp_path / "run"))
@@ -397,7 +395,7 @@ class TestResume:
 
     def test_nothing_to_resume(self, corpus, tmp_path):
         with pytest.raises(FileNotFoundError, match="nothing to resume"):
-            finetune_ctc(self.recipe(corpus, tmp_path / "run"), resume=True, quiet=True)
+            finetune(self.recipe(corpus, tmp_path / "run"), resume=True, quiet=True)
 
 
 def test_early_stopping_stops_and_keeps_the_best(corpus, tmp_path, monkeypatch):
@@ -411,7 +409,7 @@ def test_early_stopping_stops_and_keeps_the_best(corpus, tmp_path, monkeypatch):
 
     monkeypatch.setattr(CtcTrainer, "evaluation_loop", evaluation_loop)
     training = {"steps": 20, "evaluate_every": 2, "early_stopping_patience": 2}
-    metrics = finetune_ctc(make_recipe(corpus, tmp_path / "run", training=training), quiet=True)
+    metrics = finetune(make_recipe(corpus, tmp_path / "run", training=training), quiet=True)
     assert metrics["steps"] == 8  # the second evaluation is the best, two more are no better
     checkpoints = tmp_path / "run" / "checkpoints"
     assert_equal(weights(metrics["model"]), weights(checkpoints / "checkpoint-4"))
@@ -428,7 +426,7 @@ def test_adapters_of_low_rank_are_merged(supernet, corpus, tmp_path):
         optimizer={"lr": 1e-2},
         training={"steps": 4},
     )
-    metrics = finetune_ctc(recipe, quiet=True)
+    metrics = finetune(recipe, quiet=True)
     trained = weights(metrics["model"])
     start = TestStarts.build(path=supernet, subnet="largest").state_dict()
     query = "lighthubert.encoder.layers.0.attention.q_proj.weight"
@@ -462,7 +460,7 @@ def test_recipes_that_make_no_sense(corpus, tmp_path, changes, message):
 
 def test_sources_without_transcripts(corpus, tmp_path):
     with pytest.raises(ValueError, match=r"set text_column"):
-        finetune_ctc(make_recipe(corpus, tmp_path, data={"sources": [{"path": corpus}]}), quiet=True)
+        finetune(make_recipe(corpus, tmp_path, data={"sources": [{"path": corpus}]}), quiet=True)
 
 
 def test_the_script_of_the_guide_runs(corpus, supernet, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""A CTC model from a supernet, a static subnet or a plain HuBERT, and which of its parts are trained when."""
+"""A model with a head from a supernet, a static subnet or a plain HuBERT, and which of its parts are trained when."""
 
 import logging
 from collections.abc import Iterator
@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForCTC, PretrainedConfig, PreTrainedModel, TrainerCallback
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, TrainerCallback
 
-from lighthubert_hf.configuration_lighthubert import LightHubertConfig
+from lighthubert_hf import LightHubertConfig  # from the package: that registers the Auto classes
 from lighthubert_hf.extraction import subnet_config
 from lighthubert_hf.search_space import SearchSpace, Subnet
 
-from .ctc_recipe import FreezingSection, LoraSection, PretrainedSection
+from .finetuning_recipe import FreezingSection, LoraSection, PretrainedSection
 from .recipe import SubnetSection
 
 logger = logging.getLogger(__name__)
@@ -21,24 +21,25 @@ logger = logging.getLogger(__name__)
 DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
 
 
-def build_ctc_model(
-    settings: PretrainedSection, *, config_changes: dict[str, Any], keep_head: bool = False
+def build_model(
+    settings: PretrainedSection, auto_class: type, *, config_changes: dict[str, Any], keep_head: bool = False
 ) -> PreTrainedModel:
-    """The static CTC model that `settings` describes, in float32.
+    """The static model that `settings` describes, with the head of `auto_class`, in float32.
 
     Args:
         settings: What to load, or the architecture to fill with random weights.
-        config_changes: Fields of the config to set: vocabulary size, blank, SpecAugment.
+        auto_class: [`~transformers.AutoModelForCTC`] or another.
+        config_changes: Fields of the config to set: labels, SpecAugment.
         keep_head: Load the head as well; without it the head is new.
 
     Raises:
         ValueError: if `subnet` is given for a static model or does not fit, or the checkpoint is incomplete.
     """
-    config = _config(settings, config_changes)
+    config = _config(settings, auto_class, config_changes)
     subnet = _subnet(settings, config)
     if settings.from_scratch or settings.path is None:
-        return AutoModelForCTC.from_config(config if subnet is None else subnet_config(config, subnet))
-    load = AutoModelForCTC if keep_head else AutoModel
+        return auto_class.from_config(config if subnet is None else subnet_config(config, subnet))
+    load = auto_class if keep_head else AutoModel
     with _quiet_loading():
         loaded, report = load.from_pretrained(
             settings.path, revision=settings.revision, config=config, dtype=torch.float32, output_loading_info=True
@@ -50,20 +51,20 @@ def build_ctc_model(
         loaded = loaded.extract_subnet(subnet)
     if keep_head:
         return loaded
-    model = AutoModelForCTC.from_config(loaded.config)
+    model = auto_class.from_config(loaded.config)
     model.base_model.load_state_dict(loaded.state_dict(), strict=True)
     return model
 
 
-def _config(settings: PretrainedSection, changes: dict[str, Any]) -> PretrainedConfig:
+def _config(settings: PretrainedSection, auto_class: type, changes: dict[str, Any]) -> PretrainedConfig:
     if settings.random_config is not None:
         config = LightHubertConfig(**settings.random_config)
     else:
         config = AutoConfig.from_pretrained(settings.path, revision=settings.revision)
-    if not hasattr(config, "conv_kernel") or type(config) not in AutoModelForCTC._model_mapping:
+    if not hasattr(config, "conv_kernel") or type(config) not in auto_class._model_mapping:
         raise ValueError(
-            f"{settings.path} is a {config.model_type}, not a speech encoder with a CTC head; "
-            "give a LightHuBERT or a HuBERT"
+            f"{settings.path} is a {config.model_type}, not a speech encoder that {auto_class.__name__} knows; "
+            "give a LightHuBERT or a HuBERT (`lighthubert convert` makes a LightHuBERT of a HuBERT)"
         )
     changes = {"layerdrop": settings.layerdrop, **changes}
     if settings.dropout is not None:
@@ -103,16 +104,38 @@ def add_lora(model: PreTrainedModel, settings: LoraSection):
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise ImportError("lora needs peft; install it with: pip install 'lighthubert-hf[peft]'") from None
-    return get_peft_model(
+    encoder = model.base_model_prefix
+    adapted = get_peft_model(
         model,
         LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
             target_modules=settings.target_modules,
-            modules_to_save=["lm_head"],
+            modules_to_save=_head_modules(model),
         ),
     )
+    # peft goes by the end of a name, and a module of the encoder may end like one of the head.
+    for name, parameter in adapted.named_parameters():
+        if encoder in name.split(".") and "modules_to_save" in name:
+            parameter.requires_grad_(False)
+    return adapted
+
+
+def _head_modules(model: PreTrainedModel) -> list[str]:
+    """Names of the modules with parameters outside the encoder; of lists their members, as peft wants them."""
+    names = []
+    for name, module in model.named_children():
+        if name != model.base_model_prefix and any(True for _ in module.parameters()):
+            members = [f"{name}.{key}" for key, _ in module.named_children()]
+            names += members if isinstance(module, torch.nn.ModuleList) else [name]
+    return names
+
+
+def head_parameters(model: torch.nn.Module) -> set[int]:
+    """`id`s of the parameters outside the encoder, with adapters or without."""
+    named = model.named_parameters()
+    return {id(parameter) for name, parameter in named if model.base_model_prefix not in name.split(".")}
 
 
 def freeze(model: PreTrainedModel, settings: FreezingSection) -> None:

@@ -8,26 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
-from transformers import PreTrainedModel, Wav2Vec2Processor
+from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from lighthubert_hf.model_card import FACTS_FILE, CardFacts, is_hub_id
 from lighthubert_hf.model_folder import save_model_folder
 
-from .ctc_recipe import CtcRecipe, PretrainedSection
-from .recipe import SourceSection
+from .finetuning_recipe import FineTuningRecipe, PretrainedSection
+from .finetuning_task import FineTuningTask
 
 logger = logging.getLogger(__name__)
 
-METRICS = {"wer": "word error rate (%)", "cer": "character error rate (%)"}
 
-
-def save_results(recipe: CtcRecipe, model: PreTrainedModel, processor: Wav2Vec2Processor, metrics: dict) -> None:
+def save_results(task: FineTuningTask, model: PreTrainedModel, metrics: dict[str, Any]) -> None:
     """Write `metrics.json` and then, whole or not at all, the folder `model`."""
-    output = Path(recipe.output_dir)
+    recipe, output = task.recipe, Path(task.recipe.output_dir)
     write_text(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    facts = replace(_facts_of_encoder(recipe.model), evaluations=_evaluations(recipe, metrics["evaluation"]))
-    save_model_folder(model, output / "model", card=facts, processor=processor)
+    facts = replace(_facts_of_encoder(recipe.model), evaluations=_evaluations(task, metrics["evaluation"]))
+    save_model_folder(model, output / "model", card=facts, processor=task.processor())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -58,19 +56,19 @@ def _facts_of_encoder(settings: PretrainedSection) -> CardFacts:
     return facts if settings.subnet is None else replace(facts, supernet=facts.supernet or settings.path)
 
 
-def _evaluations(recipe: CtcRecipe, scores: dict[str, dict[str, float]]) -> tuple[EvalResult, ...]:
+def _evaluations(task: FineTuningTask, scores: dict[str, dict[str, float]]) -> tuple[EvalResult, ...]:
     """The scores as the card states them, in percent. The Hub tells sets by data set, configuration and split."""
     results, known = [], set()
     for name, values in scores.items():
-        dataset, config, split = _described(name, recipe.data.evaluation.get(name))
+        dataset, config, split = _described(name, task.recipe)
         if (dataset, config, split) in known:
             config = name
         known.add((dataset, config, split))
-        for metric, title in METRICS.items():
+        for metric, title in task.scores.items():
             results.append(
                 EvalResult(
-                    task_type="automatic-speech-recognition",
-                    task_name="speech recognition",
+                    task_type=task.hub_task,
+                    task_name=task.hub_task_name,
                     dataset_type=dataset,
                     dataset_name=name if name != split else dataset,
                     dataset_config=config,
@@ -83,20 +81,21 @@ def _evaluations(recipe: CtcRecipe, scores: dict[str, dict[str, float]]) -> tupl
     return tuple(results)
 
 
-def _described(name: str, sources: list[SourceSection] | None) -> tuple[str, str | None, str]:
+def _described(name: str, recipe: FineTuningRecipe) -> tuple[str, str | None, str]:
     """Data set, configuration and split of a held-out set; of the first source, where there are more."""
-    if sources is None:
-        return "synthetic-speech", None, name
-    first = sources[0]
+    if recipe.data.synthetic is not None:
+        return "synthetic-speech", getattr(recipe.data, "synthetic_task", None), name
+    first = recipe.data.evaluation[name][0]
     # A folder's last name says nothing about the machine it lies on.
     return first.path if is_hub_id(first.path) else Path(first.path).name, first.config_name, first.split
 
 
 def describe(metrics: dict[str, Any]) -> str:
-    """The scores as lines of text."""
+    """What fine-tuning returned, as lines of text."""
     lines = [f"{metrics['model']}: {metrics['parameters'] / 1e6:.2f}M parameters, {metrics['steps']} steps"]
     for name, scores in metrics["evaluation"].items():
-        lines.append(f"{name}: CER {scores['cer']:.1%}, WER {scores['wer']:.1%} ({scores['examples']} utterances)")
+        rates = [f"{key} {value:.1%}" for key, value in scores.items() if key not in ("loss", "examples")]
+        lines.append(f"{name}: {', '.join(rates)} ({scores['examples']} utterances)")
     if metrics["dropped"]:
-        lines.append(f"{metrics['dropped']} training utterances were left out: more text than frames")
+        lines.append(f"{metrics['dropped']} training utterances were left out: {metrics['dropped_because']}")
     return "\n".join(lines)

@@ -1,13 +1,13 @@
-"""Recipes of CTC fine-tuning: the shipped ones, overrides, and what mistakes are called."""
+"""Recipes of fine-tuning: the shipped ones, overrides, and what mistakes are called."""
 
 import pytest
 import yaml
 
-from lighthubert_hf.training.ctc_recipe import CtcRecipe, load_ctc_recipe
-from lighthubert_hf.training.finetuning import finetune_ctc
+from lighthubert_hf.training.finetuning import finetune
+from lighthubert_hf.training.finetuning_recipe import FineTuningRecipe
+from lighthubert_hf.training.finetuning_recipes import load_finetuning_recipe
 from lighthubert_hf.training.recipe import parse_recipe, shipped_recipes
 
-PAIR = ("finetune-ctc", "finetune-ctc-tiny")
 MINIMAL = {
     "name": "x",
     "output_dir": "runs/x",
@@ -27,28 +27,37 @@ def file(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("name", shipped_recipes(CtcRecipe))
+@pytest.mark.parametrize("name", shipped_recipes(FineTuningRecipe))
 def test_shipped_recipes_are_valid(name):
-    recipe = load_ctc_recipe(name)
+    recipe = load_finetuning_recipe(name)
     assert recipe.name == name
-    assert parse_recipe(recipe.model_dump(mode="json"), CtcRecipe) == recipe
+    assert parse_recipe(recipe.model_dump(mode="json"), type(recipe)) == recipe
 
 
-def test_the_tiny_twin_uses_what_the_real_recipe_uses():
-    real, twin = (load_ctc_recipe(name).model_fields_set - {"description"} for name in PAIR)
-    assert real == twin
+@pytest.mark.parametrize("twin", [name for name in shipped_recipes(FineTuningRecipe) if name.endswith("-tiny")])
+def test_a_tiny_twin_uses_what_the_real_recipe_uses(twin):
+    real, tiny = (load_finetuning_recipe(name) for name in (twin.removesuffix("-tiny"), twin))
+    assert real.task == tiny.task
+    assert real.model_fields_set - {"description"} == tiny.model_fields_set
+
+
+def test_an_unknown_task_is_named():
+    with pytest.raises(ValueError, match="'task' must be one of ctc, classification, verification, diarization"):
+        load_finetuning_recipe("finetune-ctc-tiny", ["task=asr"])
 
 
 def test_the_tiny_recipe_runs(tmp_path):
-    recipe = load_ctc_recipe("finetune-ctc-tiny", [f"output_dir={tmp_path}", "training.steps=4"])
-    metrics = finetune_ctc(recipe, quiet=True)
+    recipe = load_finetuning_recipe("finetune-ctc-tiny", [f"output_dir={tmp_path}", "training.steps=4"])
+    metrics = finetune(recipe, quiet=True)
     assert metrics["evaluation"].keys() == {"validation", "test_sentences", "test_voice"}
 
 
 def test_overrides(file):
-    recipe = load_ctc_recipe(file, ["model.from_scratch=true", "data.evaluation.held_out.0.split=other", "lora={}"])
+    recipe = load_finetuning_recipe(
+        file, ["model.from_scratch=true", "data.evaluation.held_out.0.split=dev", "lora={}"]
+    )
     assert recipe.model.from_scratch
-    assert recipe.data.evaluation["held_out"][0].split == "other"
+    assert recipe.data.evaluation["held_out"][0].split == "dev"
     assert recipe.lora.rank == 8
 
 
@@ -65,7 +74,7 @@ def test_overrides(file):
 )
 def test_mistakes_are_one_clear_line(file, override, words):
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the words are checked below)
-        load_ctc_recipe(file, [override])
+        load_finetuning_recipe(file, [override])
     message = str(error.value)
     assert "\n" not in message
     for word in words:

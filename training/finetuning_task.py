@@ -1,0 +1,67 @@
+"""What one kind of fine-tuning brings to the procedure that all share."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import PreTrainedModel
+
+from .finetuning_recipe import FineTuningRecipe
+from .finetuning_trainer import SpeechTrainer
+from .labelled_speech import SpeechExample
+from .sources import AudioSource
+
+
+class FineTuningTask:
+    """
+    Attributes:
+        auto_class: Which head the model gets.
+        trainer_class: How it is trained and scored.
+        scores: What a held-out set's scores are, with their names on the card; the first steers the training, lower
+            is better unless `greater_is_better`. All are shares, given in percent.
+        hub_task, hub_task_name: What the card calls the task.
+        refused: Why training utterances are left out.
+        label_columns: Where the labels are; none: transcripts are read.
+        keeps_head: The head is loaded with the model; else it is new.
+        trainer_options: What the trainer is told besides what all are told.
+    """
+
+    auto_class: ClassVar[type]
+    trainer_class: ClassVar[type[SpeechTrainer]]
+    scores: ClassVar[dict[str, str]]
+    greater_is_better: ClassVar[bool] = False
+    hub_task: ClassVar[str] = "audio-classification"
+    hub_task_name: ClassVar[str]
+    refused: ClassVar[str]
+    label_columns: tuple[str, ...] = ()
+    keeps_head: bool = False
+    trainer_options: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, recipe: FineTuningRecipe):
+        self.recipe = recipe
+
+    def synthesise(self, folder: Path) -> tuple[list[AudioSource], dict[str, list[AudioSource]]]:
+        """Make the synthetic speech that the recipe asks for: training and held-out sources."""
+        raise NotImplementedError
+
+    def prepare(self, train: list[SpeechExample] | None) -> None:
+        """Look at the training data (`None`: they are streamed) before there is a model."""
+        raise NotImplementedError
+
+    def processor(self) -> Any:
+        """What turns audio into the model's input, saved beside the weights."""
+        raise NotImplementedError
+
+    def config_changes(self) -> dict[str, Any]:
+        """Fields of the model's config that the labels decide."""
+        raise NotImplementedError
+
+    def collator(self, model: PreTrainedModel) -> Callable:
+        """Makes batches of examples; its `is_possible` says which can be trained on."""
+        raise NotImplementedError
+
+    def final_scores(self, trainer: SpeechTrainer, name: str, examples: Sequence[SpeechExample]) -> dict[str, float]:
+        """The scores of one held-out set with the finished model."""
+        metrics = trainer.evaluate(examples, metric_key_prefix=f"eval_{name}")
+        prefix = f"eval_{name}_"
+        return {key: metrics[prefix + key] for key in (*self.scores, "loss") if prefix + key in metrics}
