@@ -76,12 +76,13 @@ class PackedLinears:
         if not all(type(linear) is nn.Linear and linear.bias is not None for linear in linears):
             return False
         tensors = [hidden_states, *(tensor for linear in linears for tensor in (linear.weight, linear.bias))]
+        watched = linears if activation is None else [*linears, activation]
         return (
-            hidden_states.numel() > 0
-            and (activation is None or type(activation) is GELUActivation)
-            and not is_watched(*linears, *([] if activation is None else [activation]))
-            and runs_plainly(tensors, (torch.float32,))
+            runs_plainly(tensors, (torch.float32,))
             and not wants_gradients(tensors)
+            and not is_watched(*watched)
+            and (activation is None or type(activation) is GELUActivation)
+            and hidden_states.numel() > 0
             and can_pack()
         )
 
