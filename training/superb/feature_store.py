@@ -115,6 +115,9 @@ class FeatureStore:
                     row = {"id": example["id"], "frames": len(array), "row": plain_row(example)}
                     rows.write(json.dumps(row) + "\n")
                 bar.update(len(examples))
+        if not samples:
+            source = selection.source
+            raise ValueError(f"{source.path}, split {source.split!r}, has no utterance to use ({counts})")
         return samples
 
     def _packed(self, states: list[torch.Tensor]) -> Iterator[np.ndarray]:

@@ -22,7 +22,7 @@ from lighthubert_hf import __version__
 from lighthubert_hf.measuring import describe_machine
 from lighthubert_hf.search_space import Subnet
 
-from ..ctc_results import write_text
+from ..finetuning_results import write_text
 from .feature_store import FeatureStore, data_fingerprint
 from .probing import train_head
 from .query_task import QueryByExample
@@ -231,9 +231,8 @@ def _mean_over_frames(features: np.ndarray) -> np.ndarray:
 def _describe_data(data: TaskData, splits: dict[str, Split]) -> dict[str, Any]:
     def facts(split: Split) -> dict[str, Any]:
         counts = split.counts
-        dropped = sum(counts[name] for name in ("broken", "too_short", "too_long"))
-        used = counts["seen"] - dropped
-        return {"examples": used, "dropped": dropped, "seconds": split.seconds, "cached": split.is_cached}
+        dropped = {name: number for name, number in counts.items() if name != "used" and number}
+        return {"examples": counts["used"], "dropped": dropped, "seconds": split.seconds, "cached": split.is_cached}
 
     names = {"train": data.train, "validation": data.validation, "test": data.test, "documents": data.documents}
     return {

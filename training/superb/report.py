@@ -1,5 +1,6 @@
 """The results as a table for people and as entries of a model card."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +8,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from lighthubert_hf.model_card import human
-from lighthubert_hf.model_folder import README, complete_folder, is_rendered, load_facts
+from lighthubert_hf.model_card import human, read_config
+from lighthubert_hf.model_folder import CONFIG, README, complete_folder, is_rendered, load_facts
 
 from .published import COLUMNS, SCORES
 from .registry import KINDS
@@ -98,6 +99,16 @@ def card_entries(results: dict[str, Any]) -> tuple[EvalResult, ...]:
     return tuple(entries)
 
 
+def check_card(folder: str | Path, of_subnet: bool) -> None:
+    """Raise what `update_card` would raise: before hours of training rather than after."""
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} is no model folder here, so it has no card to update")
+    if of_subnet:
+        raise ValueError(f"the card of {folder} is the supernet's, the scores are a subnet's; extract it beforehand")
+    read_config(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+
+
 def update_card(folder: str | Path, results: dict[str, Any]) -> None:
     """Put the scores on the card of a model folder; earlier ones of the same task and data are replaced.
 
@@ -105,15 +116,10 @@ def update_card(folder: str | Path, results: dict[str, Any]) -> None:
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if the results are not of the folder's model, or it is of a kind without cards.
+        ValueError: if the results are of a subnet, or the model is of a kind without cards.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; only a model folder's card can be updated")
-    if results["subnet"] is not None:
-        raise ValueError(
-            f"the results are of a subnet of {folder}, its card is the supernet's; extract the subnet first"
-        )
+    check_card(folder, results["subnet"] is not None)
     new = card_entries(results)
     replaced = {entry.unique_identifier for entry in new}
     facts = load_facts(folder)

@@ -30,7 +30,10 @@ class TaskData(Section):
     test: str = "test"
     documents: str = Field("documents", description="what queries are looked for in ('qbe')")
     columns: dict[str, str] = Field({}, description="columns that are called otherwise: what it is to its name")
-    trials: str | None = Field(None, description="file of lines '1 ID ID' or '0 ID ID' ('asv'); null: all pairs")
+    trials: str | None = Field(
+        None,
+        description="file of lines '1 ID ID' or '0 ID ID' ('asv'); null: the folder's trials.txt, or all pairs",
+    )
     name: str | None = Field(None, description="what results call the data; null: the path's last name or the Hub id")
     note: str = ""
 
@@ -39,6 +42,13 @@ class TaskData(Section):
         """What results and model cards call the data. Folders by their last name: the rest is of one machine."""
         first = self.path if isinstance(self.path, str) else str(self.path and self.path[0])
         return self.name or (first if is_hub_id(first) and not Path(first).exists() else Path(first).name)
+
+    @property
+    def trials_file(self) -> Path | None:
+        if self.trials is not None:
+            return Path(self.trials)
+        beside = Path(self.path) / "trials.txt" if isinstance(self.path, str) else None
+        return beside if beside is not None and beside.is_file() else None
 
     def source(self, split: str) -> AudioSource:
         path = tuple(self.path) if isinstance(self.path, list) else self.path
@@ -125,6 +135,7 @@ class EvaluationSettings(Section):
     steps: PositiveInt | None = Field(None, description="of every task")
     scale: PositiveFloat = Field(1.0, description="share of the steps to train")
     batch_size: PositiveInt | None = Field(None, description="of every task")
+    learning_rate: PositiveFloat | None = Field(None, description="of every task")
     validations: PositiveInt = Field(5, description="how often heads are compared on the validation split")
     seed: NonNegativeInt = 0
     max_seconds: PositiveFloat | None = Field(None, description="longer utterances are left out")
@@ -150,11 +161,8 @@ class EvaluationSettings(Section):
         if self.preset.startswith("lighthubert"):
             known = LIGHTHUBERT_LEARNING_RATES | {"sid": SID_LEARNING_RATES[self.preset]}
             rates["learning_rate"] = known.get(task, rates["learning_rate"])
-        if self.steps is not None:
-            rates["steps"] = self.steps
-        if self.batch_size is not None:
-            rates["batch_size"] = self.batch_size
-        rates |= self.rates.get(task, {})
+        asked = {name: getattr(self, name) for name in ("learning_rate", "steps", "batch_size")}
+        rates |= {name: value for name, value in asked.items() if value is not None} | self.rates.get(task, {})
         rates["steps"] = max(1, round(rates["steps"] * self.scale))
         return Rates(**rates)
 

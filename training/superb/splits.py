@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..audio import SAMPLING_RATE
 from ..sources import AudioSource, random_generator
 from ..streaming import AudioStream
 from .upstream import Upstream
@@ -41,21 +42,32 @@ class Selection:
     max_examples: int | None = None
 
     def read(self, counts: dict[str, int] | None = None) -> Iterator[dict[str, Any]]:
-        """The examples of an `AudioStream`, waveforms as recorded; `counts` gets the stream's."""
+        """The examples of an `AudioStream`, waveforms as recorded; `counts` gets how many were read and dropped."""
+        counts = {} if counts is None else counts
         stream = self._stream(seed=0, shuffle=self.max_examples is not None, repeat=False)
-        for example, state in islice(stream.iterate(), self.max_examples):
-            if counts is not None:
-                counts |= state["counts"]
+        counts |= {"used": 0, "too_long": 0}
+        for example, state in stream.iterate():
+            counts["broken"] = state["counts"]["broken"] + state["counts"]["too_short"]
+            if self._is_too_long(example):
+                counts["too_long"] += 1
+                continue
+            counts["used"] += 1
             yield example
+            if counts["used"] == self.max_examples:
+                return
 
     def repeat(self, seed: int) -> Iterator[dict[str, Any]]:
         """The same for ever, in a random order (the same order, where `max_examples` selects)."""
         if self.max_examples is not None:
             return (example for _ in count() for example in self.read())
-        return iter(self._stream(seed=seed, shuffle=True, repeat=True))
+        stream = self._stream(seed=seed, shuffle=True, repeat=True)
+        return (example for example in stream if not self._is_too_long(example))
+
+    def _is_too_long(self, example: dict[str, Any]) -> bool:
+        return self.max_seconds is not None and example["num_samples"] > self.max_seconds * SAMPLING_RATE
 
     def _stream(self, **order: Any) -> AudioStream:
-        return AudioStream([self.source], normalised=False, max_seconds=self.max_seconds, min_seconds=0.0, **order)
+        return AudioStream([self.source], normalised=False, min_seconds=0.0, **order)
 
 
 def in_chunks(items: Iterable, size: int) -> Iterator[list]:

@@ -30,7 +30,8 @@ class SpeakerVerification(Task):
         if len(speakers) < 2:
             raise ValueError(f"asv: {self.data.path} has {len(speakers)} speakers to train on; it takes two or more")
         self._ids = {speaker: index for index, speaker in enumerate(speakers)}
-        self._trials = None if self.data.trials is None else read_trials(Path(self.data.trials))
+        file = self.data.trials_file
+        self._trials = None if file is None else read_trials(file)
 
     def make_head(self, num_states: int, width: int) -> nn.Module:
         size, pooled = self.sizes.xvector, self.sizes.xvector_pooled
@@ -55,7 +56,9 @@ class SpeakerVerification(Task):
         place = {str(self.column(utterance.row, "id")): index for index, utterance in enumerate(utterances)}
         here = [trial for trial in self._trials if trial[1] in place and trial[2] in place]
         if not here:
-            raise ValueError(f"no trial of {self.data.trials} is between utterances of the split {self.data.test!r}")
+            raise ValueError(
+                f"no trial of {self.data.trials_file} is between utterances of the split {self.data.test!r}"
+            )
         if len(here) < len(self._trials):
             logger.warning("asv: %d of %d trials are between utterances that were read", len(here), len(self._trials))
         same, first, second = zip(*((same, place[a], place[b]) for same, a, b in here), strict=True)
