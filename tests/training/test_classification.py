@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -388,3 +390,17 @@ def test_data_that_do_not_fit_the_recipe(sets, tmp_path):
     HubertConfig().save_pretrained(tmp_path / "hubert")
     with pytest.raises(ValueError, match="not a speech encoder that AutoModelForAudioXVector knows"):
         finetune(make_recipe(sets("asv"), tmp_path / "c", "verification", **plain), quiet=True)
+
+
+def test_the_command_knows_the_models():
+    """In the `lighthubert` command the Auto classes are registered late, for the sake of `--help`."""
+    code = """
+import sys
+sys.argv[0] = "lighthubert"
+import lighthubert_hf.training.finetuning_model
+from transformers import AutoModelForCTC
+from lighthubert_hf.configuration_lighthubert import LightHubertConfig
+print(LightHubertConfig in AutoModelForCTC._model_mapping)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "True\n"
