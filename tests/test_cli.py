@@ -25,7 +25,7 @@ def test_help_needs_no_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for command in ("demo", "convert", "distill", "search", "extract", "profile", "finetune", "push"):
+    for command in ("demo", "convert", "distill", "search", "extract", "profile", "finetune", "evaluate", "push"):
         assert command in done.stdout
 
 
@@ -41,6 +41,10 @@ def test_help_needs_no_torch(tmp_path):
         (["push", "nowhere", "me/model"], ["nowhere"]),
         (["profile", "nowhere"], ["nowhere"]),
         (["search", "nowhere", "out"], ["nowhere"]),
+        (["evaluate", "nowhere", "--tiny"], ["nowhere"]),
+        (["evaluate", "nowhere", "--tasks", "kws"], ["kws", "qbe"]),
+        (["evaluate", "nowhere", "--preset", "suberb"], ["suberb", "superb"]),
+        (["evaluate", "nowhere", "--data", "kws=there"], ["kws"]),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, named, tmp_path):
