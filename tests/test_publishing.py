@@ -9,7 +9,8 @@ from transformers import AutoModel, HubertModel, Wav2Vec2FeatureExtractor
 from lighthubert_hf import LightHubertModel, Subnet
 from lighthubert_hf.model_card import CardFacts, Latency
 from lighthubert_hf.model_folder import load_facts, save_model_folder
-from lighthubert_hf.publishing import extract_to_folder
+from lighthubert_hf.profiling import count_macs, profile
+from lighthubert_hf.publishing import extract_to_folder, record_latency
 
 FACTS = CardFacts(
     teacher="acme/teacher",
@@ -46,7 +47,8 @@ def test_extracting(supernet, tiny_supernet, tmp_path, name):
 def test_the_card_has_the_origin_and_none_of_the_numbers(supernet, tmp_path):
     facts = load_facts(extract_to_folder(supernet, tmp_path / "out", subnet="smallest"))
     assert (facts.teacher, facts.license, facts.supernet) == ("acme/teacher", "apache-2.0", "supernet")
-    assert facts.loss is facts.latency is facts.macs_per_second is None
+    assert facts.loss is facts.latency is None
+    assert facts.macs_per_second > FACTS.macs_per_second  # counted anew
     assert facts.parameters > 0
 
 
@@ -75,3 +77,17 @@ def test_what_cannot_be_extracted(supernet, tmp_path):
     with pytest.raises(ValueError, match="is static"):
         extract_to_folder(static, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_measured_time_goes_on_the_card(tiny_supernet, tmp_path):
+    """As `lighthubert profile --update-card` does it: of the longest audio of the smallest batch."""
+    model = tiny_supernet.extract_subnet()
+    folder = save_model_folder(model, tmp_path / "out")
+    assert load_facts(folder).macs_per_second == count_macs(model.config)
+    measured = profile(model, (0.1, 0.2), (1, 2), repeats=1, progress=False)
+    record_latency(folder, measured)
+    latency = load_facts(folder).latency
+    row = next(row for row in measured.rows if (row.batch, row.seconds) == (1, 0.2))
+    assert latency.milliseconds_per_second == 1000 * row.real_time_factor
+    assert latency.command == "lighthubert profile MODEL --seconds 0.2 --batch 1"
+    assert f"on {latency.machine}, by `{latency.command}`" in (folder / "README.md").read_text()
