@@ -42,9 +42,6 @@ def test_help_needs_no_torch(tmp_path):
         (["profile", "nowhere"], ["nowhere"]),
         (["search", "nowhere", "out"], ["nowhere"]),
         (["evaluate", "nowhere", "--tiny"], ["nowhere"]),
-        (["evaluate", "nowhere", "--tasks", "kws"], ["kws", "qbe"]),
-        (["evaluate", "nowhere", "--preset", "suberb"], ["suberb", "superb"]),
-        (["evaluate", "nowhere", "--data", "kws=there"], ["kws"]),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, named, tmp_path):

@@ -149,6 +149,7 @@ class _Evaluation:
             "upstream": self.upstream.fingerprint,
             "data": data.model_dump(mode="json", exclude={"path", "name", "note"}),
             "files": data_fingerprint(data.source(data.test)),
+            "trials": data.trials_file and data.trials_file.is_file() and data.trials_file.stat().st_mtime_ns,
             "rates": rates and rates.model_dump(mode="json"),
             "sizes": rates and settings.head_sizes().model_dump(),
         }

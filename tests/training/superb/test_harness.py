@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from lighthubert_hf.model_folder import save_model_folder
@@ -22,7 +23,10 @@ def evaluate(model, tasks, data, output, settings=SHORT, **options):
 
 
 def test_all_tasks(tiny_static, superb_data, superb_folder, tmp_path):
+    before = {name: value.clone() for name, value in tiny_static.state_dict().items()}
     results = evaluate(tiny_static, "all", superb_data, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in tiny_static.state_dict().items())
+    assert all(parameter.grad is None for parameter in tiny_static.parameters())
     assert list(results["tasks"]) == list(TASKS)
     for name, result in results["tasks"].items():
         for metric in KINDS[name].metrics:
