@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
 from transformers import HubertConfig, HubertModel
 
 from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace, Subnet
@@ -90,7 +91,7 @@ def measure(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, 
     """Milliseconds of every run of every contender and of a plain matrix product, all in turn; two rounds warm up."""
     contenders = {MATMUL: matmul_contender(torch.device("cpu"), torch.float32)} | contenders
     times = {name: [] for name in contenders}
-    for index in range(rounds + 2):
+    for index in tqdm(range(rounds + 2), "measuring", file=sys.stderr):
         for name, run in contenders.items():
             start = time.perf_counter()
             run()

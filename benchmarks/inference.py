@@ -131,16 +131,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, nargs="+", default=[1, 10], help="lengths of audio")
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="batch sizes")
     parser.add_argument(
-        "--uneven", type=int, default=4, metavar="ROWS", help="rows of a padded batch of different lengths; 0 for none"
-    )
+        "--uneven", type=int, nargs=2, default=[4, 4], metavar=("ROWS", "SECONDS"),
+        help="also a padded batch of rows of different lengths, up to SECONDS (default 4 4); 0 0 for none",
+    )  # fmt: skip
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     contenders = build(options)
     settings = [(batch, seconds, False) for batch in options.batch for seconds in options.seconds]
-    if options.uneven:
-        settings.append((options.uneven, max(options.seconds), True))
+    if all(options.uneven):
+        settings.append((*options.uneven, True))
     settings = [run_setting(contenders, *setting, options.rounds) for setting in settings]
     publish("inference", {"machine": machine(), "settings": settings}, table(settings), options)
 

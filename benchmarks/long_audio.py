@@ -1,6 +1,6 @@
 """Memory that features of long recordings take, chunk by chunk and in one forward.
 
-    python benchmarks/long_audio.py [--minutes 1 10 60] [--json OUT] [--docs docs/model.md]
+    python benchmarks/long_audio.py [--minutes 1 60] [--json OUT] [--docs docs/model.md]
 
 Every row is measured in a process of its own, whose peak resident memory is compared with that right before the
 forward, when model and recording are in memory. Weights are random (the default subnet of the `small` space): they do
@@ -21,7 +21,7 @@ from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace
 from lighthubert_hf.extraction import subnet_config
 from lighthubert_hf.long_audio import SAMPLING_RATE, exact_context, iterate_long_features
 
-WINDOW = 32  # frames: 0.64 seconds
+WINDOW = 16  # frames: 0.32 seconds
 WHOLE_UP_TO = 5  # minutes that one forward is tried with
 GLOBAL_UP_TO = 10  # minutes that chunks with global attention are tried with: the memory is that of a chunk
 
@@ -85,7 +85,7 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10, 60])
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 60])
     parser.add_argument("--row", help=argparse.SUPPRESS)  # how this program calls itself
     add_outputs(parser)
     options = parser.parse_args()
