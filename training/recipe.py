@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError, field_validator
 from pydantic import model_validator as checked
 
 # Strict, or `true` would be 1 and "3" a number; rates are not, because YAML reads 1e-4 as a string.
@@ -258,6 +258,11 @@ class TrainingSection(Section):
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
     max_skipped_in_a_row: PositiveInt = Field(100, description="stop after this many non-finite steps in a row")
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value):
+        return "no" if value is False else value  # YAML reads a bare `no` as false
 
 
 class CheckpointSection(Section):

@@ -123,3 +123,8 @@ def test_source_section_mirrors_audio_source():
     fields = {field.name: field.default for field in dataclasses.fields(AudioSource) if field.name != "path"}
     mirrored = {name: info.default for name, info in SourceSection.model_fields.items() if name != "path"}
     assert fields == mirrored
+
+
+def test_no_needs_no_quotes():
+    recipe = load_recipe("lighthubert-small-tiny", ["training.mixed_precision=no"])
+    assert recipe.training.mixed_precision == "no"
