@@ -155,11 +155,17 @@ class FeatureStore:
 
 
 def data_fingerprint(source: AudioSource) -> Any:
-    """What changes when the data do: of local files names, sizes and times; of the Hub the commit; else the URL."""
+    """What changes when the data do: of local files names, sizes and times; of the Hub the commit; else the URL.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
     if source.is_remote:
         return _commit(source.path) if isinstance(source.path, str) and "://" not in source.path else source.path
     patterns = source.files or [os.path.join(glob.escape(source.path), "**")]
     paths = sorted(path for pattern in patterns for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+    if not paths:
+        raise FileNotFoundError(f"{source.path}: no such folder or files; give a folder, a glob of files or a Hub id")
     start = source.path if source.files is None else os.curdir
     return [[os.path.relpath(path, start), os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths]
 

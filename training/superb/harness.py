@@ -84,11 +84,12 @@ def evaluate_model(
     output = Path(output)
     store = FeatureStore(cache or output / "features", settings.cache_gigabytes, settings.cache_dtype)
     evaluation = _Evaluation(upstream, settings, store, progress)
+    # Data that are not there are noticed before anything is written or trained.
+    keys = {name: evaluation.key(name, getattr(data, name)) for name in names}
     (output / "tasks").mkdir(parents=True, exist_ok=True)
     results = _describe(upstream, settings)
-    for name in names:
-        task_data = getattr(data, name)
-        results["tasks"][name] = _finished_or(output / "tasks" / f"{name}.json", evaluation, name, task_data)
+    for name, key in keys.items():
+        results["tasks"][name] = _finished_or(output / "tasks" / f"{name}.json", key, evaluation, name, data)
         write_text(output / "results.json", json.dumps(results, indent=2) + "\n")
         write_text(output / "results.md", markdown(results))
     return results
@@ -121,15 +122,15 @@ def _describe(upstream: Upstream, settings: EvaluationSettings) -> dict[str, Any
     }
 
 
-def _finished_or(path: Path, evaluation: "_Evaluation", name: str, data: TaskData) -> dict[str, Any]:
+def _finished_or(path: Path, key: dict, evaluation: "_Evaluation", name: str, data: SuperbData) -> dict[str, Any]:
     """The stored result of a task if it is of the same model, data and settings; else it is done, and stored."""
-    key = evaluation.key(name, data)
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["key"] == key:
             logger.info("%s was done before", name)
             return stored["result"]
-    result = evaluation.query(data) if name == QueryByExample.name else evaluation.probe(name, data)
+    task_data = getattr(data, name)
+    result = evaluation.query(task_data) if name == QueryByExample.name else evaluation.probe(name, task_data)
     text = json.dumps({"key": key, "result": result}, indent=2)
     write_text(path, text + "\n")
     return json.loads(text)["result"]  # the same, whether it was done now or before

@@ -124,6 +124,8 @@ def test_data_are_named_by_overrides():
 def test_a_task_without_data_says_what_to_do(tiny_static, tmp_path):
     with pytest.raises(ValueError, match="--data ks=FOLDER_OR_HUB_ID"):
         evaluate(tiny_static, "asr ks", (), tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        evaluate(tiny_static, "ks", [f"ks={tmp_path}/nowhere"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
