@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import HubertConfig, HubertModel
+from transformers import AutoConfig, AutoModel, HubertConfig, HubertModel
 
 from lighthubert_hf import LightHubertModel
 from lighthubert_hf.training.audio import normalise
@@ -49,6 +49,19 @@ def test_features_are_all_hidden_states_of_each_utterance_alone(upstream, wavefo
         expected = torch.stack(outputs.hidden_states, 2)[0]
         torch.testing.assert_close(states, expected, atol=1e-4, rtol=1e-4)
     assert found[0].shape[1:] == (upstream.num_states, upstream.width)
+
+
+@pytest.mark.parametrize("kind", ["hubert", "wav2vec2", "wavlm", "data2vec-audio"])
+def test_other_encoders(kind, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    convolutions = {"conv_dim": [8] * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
+    AutoModel.from_config(AutoConfig.for_model(kind, **sizes, **convolutions)).save_pretrained(tmp_path)
+    upstream = load_upstream(tmp_path)
+    waveform = np.random.default_rng(0).standard_normal(4000).astype(np.float32)
+    (states,) = upstream.features([waveform])
+    assert states.shape == (12, 3, 16)
+    assert states.isfinite().all()
 
 
 def test_group_norm_models_see_every_utterance_alone():
