@@ -87,7 +87,10 @@ class VerificationTask(ClassificationTask):
 
     def prepare(self, train: list[SpeechExample] | None) -> None:
         super().prepare(train)
-        self.trainer_options = {"trials": self.trials()}
+        trials, steering = self.trials(), next(iter(self.recipe.data.evaluation), None)
+        if steering in trials:
+            trials["eval"] = trials[steering]
+        self.trainer_options = {"trials": trials}
 
 
 class DiarizationTask(_LabelledTask):

@@ -1,8 +1,8 @@
 """How classifiers, speaker verifiers and diarisers are trained and scored."""
 
 from collections.abc import Sequence
-from itertools import combinations
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -58,7 +58,8 @@ class VerificationTrainer(SpeechTrainer):
     """The model's AM-softmax over the training speakers; scores `eer` of the cosine of embeddings.
 
     Args:
-        trials: `(same, id, id)` by the held-out set's name (the metric's prefix); a set without is tried on all pairs.
+        trials: `(same, id, id)` by the held-out set's name, and under "eval" those of the set that training is steered
+            by; a set without is tried on all pairs.
     """
 
     def __init__(self, *, trials: dict[str, list[tuple[int, str, str]]], **others):
@@ -84,11 +85,12 @@ class VerificationTrainer(SpeechTrainer):
         rows = sorted(rows)  # the order of arrival depends on batches and processes
         vectors = torch.tensor([vector for *_, vector in rows])
         if self._trials is None:
-            speakers = [speaker for _, speaker, _ in rows]
-            trials = [(int(speakers[a] == speakers[b]), a, b) for a, b in combinations(range(len(rows)), 2)]
+            speakers = np.array([speaker for _, speaker, _ in rows])
+            first, second = np.triu_indices(len(rows), k=1)
+            same = (speakers[first] == speakers[second]).astype(int).tolist()
         else:
             trials = _present([name for name, *_ in rows], self._trials)
-        same, first, second = (list(part) for part in zip(*trials, strict=True))
+            same, first, second = (list(part) for part in zip(*trials, strict=True))
         cosines = (vectors[first] * vectors[second]).sum(-1)
         return EqualErrorRate().compute(predictions=cosines.tolist(), references=same)
 

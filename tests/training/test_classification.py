@@ -338,7 +338,7 @@ def test_gradient_checkpointing_and_bf16(sets, tmp_path):
     assert math.isfinite(metrics["evaluation"]["test"]["loss"])
 
 
-def test_trials_are_those_of_a_file_or_all_pairs(sets, tmp_path):
+def test_trials_are_those_of_a_file_or_all_pairs(sets, tmp_path, monkeypatch):
     """The synthetic list holds all pairs, so both ways agree; one trial of each kind is decided by two cosines."""
     folder = sets("asv")
     lines = Path(folder, "trials.txt").read_text().splitlines()
@@ -349,7 +349,13 @@ def test_trials_are_those_of_a_file_or_all_pairs(sets, tmp_path):
     pair = [next(line for line in lines if line.startswith(kind)) for kind in "10"]
     (tmp_path / "two.txt").write_text("\n".join(pair))
     data = {"trials": {"test": str(tmp_path / "two.txt")}}
-    two = finetune(make_recipe(folder, tmp_path / "c", "verification", data=data), quiet=True)
+    training = {"steps": 2, "evaluate_every": 1}
+    seen, score = [], VerificationTrainer.score
+    monkeypatch.setattr(
+        VerificationTrainer, "score", lambda self, rows: seen.append(self._trials) or score(self, rows)
+    )
+    two = finetune(make_recipe(folder, tmp_path / "c", "verification", data=data, training=training), quiet=True)
+    assert [len(trials) for trials in seen] == [2, 2, 2]  # while training, too
     assert two["evaluation"]["test"]["eer"] in [
         EqualErrorRate().compute(predictions=scores, references=[1, 0])["eer"] for scores in ([1, 0], [0, 1])
     ]
