@@ -130,7 +130,7 @@ def search(
     Several processes called with the same folder share the work. A subnet is scored once, whoever asks.
 
     OUT/
-      study.db                optuna's studies, one per algorithm
+      study.db                optuna's studies, one per algorithm; study.lock: held while a process draws a subnet
       latency@10s.json        measurements, if a latency or memory cost is asked for
       pareto.json, .csv       what was found, see [`search_report`]; .png, .html: plots
       NAME/                   model folders of the extracted subnets
@@ -155,7 +155,7 @@ def search(
     """
     from .search_report import write_report
     from .search_sampler import Genome
-    from .search_study import Studies, check_settings
+    from .search_study import Studies, alone_in, check_settings
 
     score = score if isinstance(score, Score) else Score(score)
     _check(model, trials, population_size, algorithms, extract)
@@ -175,7 +175,8 @@ def search(
         "seed": seed,
     }
     check_settings(out, settings)
-    tables = latency_tables(model, priced, out, progress)
+    with alone_in(out):  # so that all processes read the same latencies
+        tables = latency_tables(model, priced, out, progress)
     functions = {cost: functools.cache(cost_function(cost, model.config, tables)) for cost in priced}
     studies = Studies(
         folder=out,
@@ -189,8 +190,9 @@ def search(
     )
 
     def report() -> SearchResult:
-        result = _result(studies, settings, functions, tables, objectives)
-        write_report(result, out)
+        with alone_in(out):  # or a process that read less may overwrite the report of one that read more
+            result = _result(studies, settings, functions, tables, objectives)
+            write_report(result, out)
         return result
 
     try:

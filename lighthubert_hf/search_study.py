@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 import sqlalchemy
+from filelock import FileLock
 from optuna.study import Study
 from optuna.trial import TrialState
 from tqdm.auto import tqdm
@@ -89,7 +90,7 @@ class Studies:
             directions=["maximize" if self.maximize else "minimize"] + ["minimize"] * len(self.objectives),
             load_if_exists=True,
         )
-        if "settings" not in study.user_attrs:
+        if "settings" not in study.user_attrs:  # two processes would write the same
             with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
                 study.set_metric_names([self.settings["score"], *self.objectives])
             study.set_user_attr("settings", self.settings)
@@ -98,13 +99,11 @@ class Studies:
 
     def _try_one(self, study: Study, sampler: SubnetSampler) -> bool:
         """Draw a subnet and score it; false if there is none left."""
-        trial = study.ask(self.genome.distributions)
+        with alone_in(self.folder):  # or two processes that draw at the same instant may draw the same
+            trial, subnet = self._draw(study, sampler)
+        if subnet is None:
+            return False
         try:
-            if sampler.exhausted:
-                study.tell(trial, state=TrialState.FAIL)
-                return False
-            subnet = self.genome.decode(trial.params)
-            trial.set_user_attr("key", subnet.key)
             trial.set_user_attr("subnet", str(subnet))
             for name, excess in self.limits.excess(subnet).items():
                 trial.set_constraint(name, excess)
@@ -115,6 +114,20 @@ class Studies:
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             raise
         return True
+
+    def _draw(self, study: Study, sampler: SubnetSampler) -> tuple[optuna.Trial, Subnet | None]:
+        """A running trial and its subnet, by whose key other processes know that it is taken."""
+        trial = study.ask(self.genome.distributions)
+        try:
+            if sampler.exhausted:
+                study.tell(trial, state=TrialState.FAIL)
+                return trial, None
+            subnet = self.genome.decode(trial.params)
+            trial.set_user_attr("key", subnet.key)
+        except BaseException:
+            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            raise
+        return trial, subnet
 
     def _finite_score(self, subnet: Subnet) -> float:
         score = float(self.score(subnet))
@@ -181,12 +194,19 @@ def _check_study(study: Study, settings: dict[str, Any], folder: Path) -> None:
 
 def _open_storage(folder: Path) -> optuna.storages.BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    database = optuna.storages.RDBStorage(
-        f"sqlite:///{folder / FILE}", engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}}
-    )
-    sqlalchemy.event.listen(database.engine, "connect", _configure)
-    database.engine.dispose()  # its first connection is not configured yet
+    with alone_in(folder):  # of two processes that make the tables at once, one would fail
+        database = optuna.storages.RDBStorage(
+            f"sqlite:///{folder / FILE}", engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}}
+        )
+        sqlalchemy.event.listen(database.engine, "connect", _configure)
+        database.engine.dispose()  # its first connection is not configured yet
+        database.engine.connect().close()
     return optuna.storages.get_storage(database)
+
+
+def alone_in(folder: Path) -> FileLock:
+    """Held while a process prepares or changes what all processes of a search share."""
+    return FileLock(folder / "study.lock")
 
 
 def _configure(connection, _record) -> None:
