@@ -497,7 +497,7 @@ class LightHubertModel(LightHubertPreTrainedModel):
     def extract_features(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """The convolutional front end alone, the same for every subnet: `(B, samples)` to `(B, frames, channels)`."""
         self._check_input(input_values, attention_mask)
-        input_values = input_values.to(self.feature_projection.projection.weight.dtype)
+        input_values = input_values.to(self.masked_spec_embed.dtype)  # stays a plain tensor if layers are quantised
         lengths = None if attention_mask is None else _valid_samples(attention_mask)
         return self.feature_extractor(input_values, lengths)
 
