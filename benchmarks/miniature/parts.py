@@ -34,7 +34,7 @@ class Part:
 
 def all_parts(setting: Setting) -> list[Part]:
     """In the order in which they are begun: a seed after the other, so that a run cut short has whole seeds."""
-    from distilling import ADDITIONS, FROM_TEACHER
+    from distilling import ADDITIONS
 
     corpus = Part("corpus", None)
     teacher = Part("teacher", None, (corpus,))
@@ -45,10 +45,9 @@ def all_parts(setting: Setting) -> list[Part]:
         both = Part("stage2-alone", seed, (teacher,))
         alone = [Part(f"alone-{name}", seed, (teacher,)) for name in ("71", "29")]
         parts += [stage1, both, stage2, *alone]
-        parts += [Part(name, seed, (stage1, stage2)) for name in ADDITIONS if name not in FROM_TEACHER]
-        parts += [Part(name, seed, (stage1, stage2)) for name in FROM_TEACHER]
         parts.append(Part("probes", seed, (stage1, stage2, both, *alone)))
         parts += [Part("ranking", seed, (stage2,)), Part("evolution", seed, (stage2,))]
+        parts += [Part(name, seed, (stage1, stage2)) for name in ADDITIONS]
     return parts
 
 

@@ -122,31 +122,31 @@ class Setting:
     teacher_ctc_steps: int = 450
     teacher_batch_seconds: float = 24.0
     # Distillation
-    stage1_steps: int = 250
-    stage2_steps: int = 250
+    stage1_steps: int = 200
+    stage2_steps: int = 200
     batch_seconds: float = 12.0
     crop_seconds: float = 6.0
     learning_rate: float = 1e-3
     # Losses along the way (of the same random subnets on the same held-out utterances in every run of a seed)
     curve_points: int = 8
-    curve_utterances: int = 16
+    curve_utterances: int = 12
     curve_subnets: int = 6
     # Losses at the end, of as many random subnets and the named ones, on other sentences
-    scored_utterances: int = 60
-    scored_subnets: int = 16
+    scored_utterances: int = 40
+    scored_subnets: int = 12
     # Search
     search_trials: int = 60
     population_size: int = 15
     search_utterances: int = 24
     # Probes
-    ranked_subnets: int = 6
+    ranked_subnets: int = 5
     probe_examples: dict[str, tuple[int, int]] = field(
-        default_factory=lambda: {"pr": (320, 160), "ks": (120, 480), "ic": (96, 360)}
+        default_factory=lambda: {"pr": (240, 120), "ks": (120, 360), "ic": (96, 300)}
     )
-    probe_max_train: int = 320
-    probe_max_test: int = 480
+    probe_max_train: int = 240
+    probe_max_test: int = 360
     probe_steps: dict[str, int] = field(
-        default_factory=lambda: {"pr": 200, "ks": 200, "ic": 200, "sid": 200, "asv": 120}
+        default_factory=lambda: {"pr": 150, "ks": 200, "ic": 200, "sid": 200, "asv": 100}
     )
 
     @property
