@@ -12,19 +12,13 @@ from .checkpoint_writing import check_free, file_written_beside
 from .errors import ConversionError, first_line, listed
 from .huggingface import layout_family
 from .original import layout_original
+from .original_forward import Outputs, original_forward
 from .original_writing import layout_supernet, write_original
 from .provenance import origin_facts
 from .sources import resolve
 from .spaces import read_space
 from .supernet import Layout, write_supernet
-from .verification import (
-    Outputs,
-    family_outputs,
-    largest_difference,
-    original_forward,
-    probe_waveform,
-    supernet_outputs,
-)
+from .verification import family_outputs, largest_difference, probe_waveform, supernet_outputs
 
 
 @dataclass(frozen=True)
@@ -145,7 +139,7 @@ def _verify_supernet(
     if cfg is None:
         reference = [family_outputs(path, wave)]
     else:
-        reference = [original_forward(_single_precision(layout.weights), cfg, s, wave) for s in subnets.values()]
+        reference = original_forward(_single_precision(layout.weights), cfg, list(subnets.values()), wave)
     found = supernet_outputs(folder, subnets.values(), folder_weights(folder), wave)
     return _compare(found, reference, subnets)
 
@@ -165,8 +159,8 @@ def _to_original(folder: Path, output: Path, source: str, verify: bool) -> Conve
         subnets = _subnets_to_verify(layout, full_only=False) if verify else {}
         difference = None
         if verify:
-            read_torch_file(new)
-            written, wave = _single_precision(torch_weights(new, "model")), probe_waveform()
-            found = [original_forward(written, cfg, subnet, wave) for subnet in subnets.values()]
+            written = _single_precision(torch_weights(new, read_torch_file(new)["model"]))
+            wave = probe_waveform()
+            found = original_forward(written, cfg, list(subnets.values()), wave)
             difference = _compare(found, supernet_outputs(folder, subnets.values(), layout.weights, wave), subnets)
     return ConversionReport(source, str(output), layout.kind, num_parameters, (), (), tuple(subnets), difference)

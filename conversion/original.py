@@ -38,7 +38,7 @@ def layout_original(path: Path, space: SearchSpace | None = None) -> tuple[Layou
     model, task = (Settings(checkpoint.get("cfg"), section) for section in ("model", "task"))
     kind = kind_of(model)
     predicts = _predicts(model, kind)
-    weights = torch_weights(path, "model")
+    weights = torch_weights(path, checkpoint["model"])
     names, dropped = _names(weights)
     _check_layers(model, weights, names)
     config = _config(model, kind, space, _target_size(model, predicts, weights, names))

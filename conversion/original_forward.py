@@ -5,7 +5,7 @@ model classes or the name map, written from what the original does: which rows a
 order things are normed. Slow, for one utterance without padding.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,31 +29,37 @@ class Outputs(NamedTuple):
 
 
 @torch.inference_mode()
-def original_forward(read: Read, cfg: Mapping, subnet: Subnet, wave: torch.Tensor) -> Outputs:
-    """What the original computes with `subnet`.
+def original_forward(read: Read, cfg: Mapping, subnets: Sequence[Subnet], wave: torch.Tensor) -> list[Outputs]:
+    """What the original computes with each of `subnets`, layer by layer, so that each weight is read once.
 
     Args:
         read: the checkpoint's weights by name; KeyError if there is none.
         cfg: its `cfg.model`.
-        subnet: the subnet.
+        subnets: the subnets.
         wave: `(1, samples)`.
     """
-    width, norm_first = subnet.hidden_size, cfg["layer_norm_first"]
+    norm_first, depth = cfg["layer_norm_first"], cfg["encoder_layers"]
     features = _norm(read, _front_end(read, cfg, wave), "layer_norm")
-    x = _linear(read, features, "post_extract_proj", slice(width))
-    x = x + _positions(read, cfg, x)
+    streams = [_linear(read, features, "post_extract_proj", slice(subnet.hidden_size)) for subnet in subnets]
+    streams = [x + positions for x, positions in zip(streams, _positions(read, cfg, streams))]
     if not norm_first:
-        x = _norm(read, x, "encoder.layer_norm")
-    states, kept = [], kept_layers(subnet.num_hidden_layers, cfg["encoder_layers"])
-    for index, heads, size in zip(kept, subnet.num_attention_heads, subnet.intermediate_size):
-        x = _layer(read, cfg, x, f"encoder.layers.{index}", heads, size)
-        states.append(x)
-    last = _norm(read, x, "encoder.layer_norm") if norm_first else x
+        streams = [_norm(read, x, "encoder.layer_norm") for x in streams]
+    states = [[] for _ in subnets]
+    for index in range(depth):
+        for number, subnet in enumerate(subnets):
+            kept = kept_layers(subnet.num_hidden_layers, depth)
+            if index in kept:
+                place = kept.index(index)
+                heads, size = subnet.num_attention_heads[place], subnet.intermediate_size[place]
+                streams[number] = _layer(read, cfg, streams[number], f"encoder.layers.{index}", heads, size)
+                states[number].append(streams[number])
+    if norm_first:
+        streams = [_norm(read, x, "encoder.layer_norm") for x in streams]
     try:
-        head = read(f"layer_pred_heads.{cfg['encoder_layers'] - 1}.weight")
+        head = read(f"layer_pred_heads.{depth - 1}.weight")
     except KeyError:
-        return Outputs(tuple(states[:-1]), last)
-    return Outputs(tuple(states[:-1]), last, last @ head[:, :width].T)
+        return [Outputs(tuple(inner[:-1]), x) for inner, x in zip(states, streams)]
+    return [Outputs(tuple(inner[:-1]), x, x @ head[:, : x.shape[1]].T) for inner, x in zip(states, streams)]
 
 
 def _linear(read: Read, x: torch.Tensor, name: str, rows=ALL, columns=ALL) -> torch.Tensor:
@@ -79,17 +85,22 @@ def _front_end(read: Read, cfg: Mapping, wave: torch.Tensor) -> torch.Tensor:
     return x[0].T
 
 
-def _positions(read: Read, cfg: Mapping, x: torch.Tensor) -> torch.Tensor:
-    """The convolution over `(frames, width)`: its weight is normed over the full width, then cut."""
-    name, (frames, width) = "encoder.pos_conv.0", x.shape
+def _positions(read: Read, cfg: Mapping, streams: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The convolution over each `(frames, width)`: its weight is normed over the full width, then cut."""
+    name = "encoder.pos_conv.0"
     try:
         magnitude, direction = read(f"{name}.weight_g"), read(f"{name}.weight_v")
     except KeyError:  # the newer spelling
         magnitude, direction = (read(f"{name}.parametrizations.weight.original{i}") for i in (0, 1))
     weight = direction * (magnitude / direction.square().sum((0, 1), keepdim=True).sqrt())
-    groups, bias = cfg["conv_pos_groups"], read(f"{name}.bias")[:width]
-    made = F.conv1d(x.T[None], weight[:width, : width // groups], bias, padding=cfg["conv_pos"] // 2, groups=groups)
-    return F.gelu(made[0, :, :frames]).T
+    bias, groups, padding = read(f"{name}.bias"), cfg["conv_pos_groups"], cfg["conv_pos"] // 2
+    found = []
+    for x in streams:
+        frames, width = x.shape
+        cut = weight[:width, : width // groups]
+        made = F.conv1d(x.T[None], cut, bias[:width], padding=padding, groups=groups)
+        found.append(F.gelu(made[0, :, :frames]).T)
+    return found
 
 
 def _layer(read: Read, cfg: Mapping, x: torch.Tensor, name: str, heads: int, size: int) -> torch.Tensor:
@@ -112,5 +123,8 @@ def _layer(read: Read, cfg: Mapping, x: torch.Tensor, name: str, heads: int, siz
 
     y = _norm(read, x, f"{name}.final_layer_norm") if norm_first else x
     activation = getattr(F, cfg["activation_fn"])
-    x = x + _linear(read, activation(_linear(read, y, f"{name}.fc1", units, stream)), f"{name}.fc2", stream, units)
+    hidden = activation(_linear(read, y, f"{name}.fc1", columns=stream))
+    taken = torch.zeros_like(hidden)  # the other units are zero: cheaper than picking rows and columns
+    taken[:, units] = hidden[:, units]
+    x = x + _linear(read, taken, f"{name}.fc2", stream)
     return x if norm_first else _norm(read, x, f"{name}.final_layer_norm")

@@ -90,7 +90,8 @@ def check_layout(layout: Layout) -> dict[str, tuple[int, ...]]:
         ConversionError: which lists missing and unknown weights, wrong shapes, or mixed or unsupported number formats.
     """
     where = layout.weights.where
-    expected = {_bare(name): shape for name, shape in supernet_shapes(layout).items()}
+    shapes = supernet_shapes(layout)
+    expected = {_bare(name): shape for name, shape in shapes.items()}
     have = layout.names.keys() | layout.made.keys()
     if missing := expected.keys() - have:
         raise ConversionError(f"{where} lacks weights: {listed(missing)}")
@@ -109,7 +110,7 @@ def check_layout(layout: Layout) -> dict[str, tuple[int, ...]]:
             f"{where}: weights must be all of one type out of {listed(map(str, _DTYPES))}, not "
             f"{listed(map(str, dtypes))}"
         )
-    return supernet_shapes(layout)
+    return shapes
 
 
 def supernet_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:

@@ -1,36 +1,19 @@
-"""Compares what a converted model computes with what its source computes.
+"""Compares what a converted model computes with what its source computes."""
 
-The original implementation is no dependency. In its place stands [`original_forward`], a second, independent reading
-of its checkpoints: plain functions on its own names and settings, without the model classes or the name map.
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import AutoModel
 
-from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, Subnet
-from lighthubert_hf.search_space import kept_layers
+from lighthubert_hf import LightHubertForPreTraining, LightHubertModel
 
 from .errors import ConversionError, listed
-from .original_config import conv_layers
+from .original_forward import Outputs
 
 # Largest difference that passes, in units of the largest magnitude (at least 1). Single precision gives 1e-6 to 1e-5.
 TOLERANCE = 1e-4
-
-Read = Callable[[str], torch.Tensor]
-
-
-class Outputs(NamedTuple):
-    """Hidden states `(frames, channels)` between layers, the encoder's output, and the head's prediction if any."""
-
-    hidden_states: tuple[torch.Tensor, ...]
-    last: torch.Tensor
-    prediction: torch.Tensor | None = None
 
 
 def probe_waveform(seconds: float = 0.5, sampling_rate: int = 16000) -> torch.Tensor:
@@ -41,75 +24,6 @@ def probe_waveform(seconds: float = 0.5, sampling_rate: int = 16000) -> torch.Te
     noise = torch.randn(len(time), generator=torch.Generator().manual_seed(0))
     wave = tone + 0.05 * noise
     return ((wave - wave.mean()) / wave.std())[None]
-
-
-@torch.inference_mode()
-def original_forward(read: Read, cfg: Mapping, subnet: Subnet, wave: torch.Tensor) -> Outputs:
-    """What the original computes with `subnet`.
-
-    Args:
-        read: the checkpoint's weights by name.
-        cfg: its `cfg.model`.
-        subnet: the subnet.
-        wave: `(1, samples)`.
-    """
-    width, full = subnet.hidden_size, cfg["encoder_embed_dim"]
-
-    def linear(x, name, rows=slice(None), columns=slice(None)):
-        return F.linear(x, read(f"{name}.weight")[rows][:, columns], read(f"{name}.bias")[rows])
-
-    def norm(x, name):
-        return F.layer_norm(
-            x, x.shape[-1:], read(f"{name}.weight")[: x.shape[-1]], read(f"{name}.bias")[: x.shape[-1]]
-        )
-
-    x = wave[:, None]
-    for i, (_, _, stride) in enumerate(conv_layers(cfg["conv_feature_layers"])):
-        layer = f"feature_extractor.conv_layers.{i}"
-        x = F.conv1d(x, read(f"{layer}.0.weight"), read(f"{layer}.0.bias") if cfg["conv_bias"] else None, stride)
-        if cfg["extractor_mode"] == "layer_norm":
-            x = norm(x.transpose(1, 2), f"{layer}.2.1").transpose(1, 2)
-        elif i == 0:
-            x = F.group_norm(x, x.shape[1], read(f"{layer}.2.weight"), read(f"{layer}.2.bias"))
-        x = F.gelu(x)
-    x = linear(norm(x.transpose(1, 2), "layer_norm"), "post_extract_proj", slice(width))[0]
-
-    kernel, groups = cfg["conv_pos"], cfg["conv_pos_groups"]
-    position = "encoder.pos_conv.0"
-    try:
-        g, v = read(f"{position}.weight_g"), read(f"{position}.weight_v")
-    except KeyError:
-        g, v = (read(f"{position}.parametrizations.weight.original{i}") for i in (0, 1))
-    weight = (v * (g / v.square().sum((0, 1), keepdim=True).sqrt()))[:width, : width // groups]
-    positions = F.conv1d(x.T[None], weight, read(f"{position}.bias")[:width], padding=kernel // 2, groups=groups)
-    x = x + F.gelu(positions[0, :, : len(x)]).T
-    first, activation, states = cfg["layer_norm_first"], getattr(F, cfg["activation_fn"]), []
-    if not first:
-        x = norm(x, "encoder.layer_norm")
-
-    head_dim = full // cfg["encoder_attention_heads"]
-    kept = kept_layers(subnet.num_hidden_layers, cfg["encoder_layers"])
-    for i, heads, size in zip(kept, subnet.num_attention_heads, subnet.intermediate_size):
-        layer, inner, channels = f"encoder.layers.{i}", slice(heads * head_dim), slice(width)
-        units = torch.tensor([u // width * full + u % width for u in range(size)])
-        y = norm(x, f"{layer}.self_attn_layer_norm") if first else x
-        q, k, v = (
-            linear(y, f"{layer}.self_attn.{p}_proj", inner, channels).unflatten(1, (heads, head_dim)).transpose(0, 1)
-            for p in "qkv"
-        )
-        y = ((q @ k.transpose(1, 2)) * head_dim**-0.5).softmax(-1) @ v
-        x = x + linear(y.transpose(0, 1).flatten(1), f"{layer}.self_attn.out_proj", channels, inner)
-        x = x if first else norm(x, f"{layer}.self_attn_layer_norm")
-        y = norm(x, f"{layer}.final_layer_norm") if first else x
-        x = x + linear(activation(linear(y, f"{layer}.fc1", units, channels)), f"{layer}.fc2", channels, units)
-        x = x if first else norm(x, f"{layer}.final_layer_norm")
-        states.append(x)
-    last = norm(x, "encoder.layer_norm") if first else x
-    try:
-        head = read(f"layer_pred_heads.{cfg['encoder_layers'] - 1}.weight")
-    except KeyError:
-        return Outputs(tuple(states[:-1]), last)
-    return Outputs(tuple(states[:-1]), last, last @ head[:, :width].T)
 
 
 def stream_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -150,11 +64,12 @@ def supernet_outputs(folder: Path, subnets, weights: Mapping[str, torch.Tensor],
     if stray := {*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]}:
         raise ConversionError(f"{folder} does not load as it was written: {listed(map(str, stray))}")
     model = stream_weights(model.eval(), weights)
-    found = []
+    base, found = model.base_model, []
+    features = base.extract_features(wave)  # the same for all subnets
     for subnet in subnets:
         model.set_active_subnet(subnet)
-        out = model(wave, output_hidden_states=True)
-        prediction = out.predictions[0] if head else None
+        out = base.encode(features, output_hidden_states=True)
+        prediction = model.prediction_head(out.last_hidden_state)[0] if head else None
         states = tuple(state[0] for state in out.hidden_states[1:-1])
         found.append(Outputs(states, out.last_hidden_state[0], prediction))
     return found

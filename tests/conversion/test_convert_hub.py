@@ -1,5 +1,7 @@
 """Sources on the Hub, served by the Hub-compatible server of tests/hub."""
 
+import time
+
 import pytest
 from hub_server import Account, HubServer
 from huggingface_hub import HfApi, ModelCard, constants
@@ -81,5 +83,6 @@ def test_nothing_there(api, tmp_path):
 def test_unreachable_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the client's retries
     with pytest.raises(ConversionError, match="the Hub did not give it"):
         resolve("alice/nothing")

@@ -8,6 +8,7 @@ import pickle
 import random
 import re
 import struct
+import zipfile
 from collections import OrderedDict
 
 import pytest
@@ -227,6 +228,18 @@ def test_files_that_are_no_checkpoint(bench, tmp_path):
         (tmp_path / "mutated.pt").write_bytes(data)
         bench.judge(tmp_path / "mutated.pt", what, must_fail=True)
     bench.judge(tmp_path / "nowhere.pt", "no file", must_fail=True)
+
+
+def test_compressed_records_are_refused(checkpoint, tmp_path, small_space):
+    """Their checksums are right, but a memory map would show the compressed bytes."""
+    torch.save(checkpoint, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "packed.pt", "w") as packed:
+        for entry in plain.infolist():
+            method = zipfile.ZIP_DEFLATED if "/data/" in entry.filename else zipfile.ZIP_STORED
+            packed.writestr(entry.filename, plain.read(entry), compress_type=method)
+    with pytest.raises(ConversionError, match="compressed records"):
+        convert(tmp_path / "packed.pt", tmp_path / "supernet", search_space=small_space)
+    assert sorted(os.listdir(tmp_path)) == ["packed.pt", "plain.pt"]
 
 
 class Malicious:
