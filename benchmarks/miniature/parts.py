@@ -45,8 +45,8 @@ def all_parts(setting: Setting) -> list[Part]:
         both = Part("stage2-alone", seed, (teacher,))
         alone = [Part(f"alone-{name}", seed, (teacher,)) for name in ("71", "29")]
         parts += [stage1, both, stage2, *alone]
-        parts.append(Part("probes", seed, (stage1, stage2, both, *alone)))
-        parts += [Part("ranking", seed, (stage2,)), Part("evolution", seed, (stage2,))]
+        probes = Part("probes", seed, (stage1, stage2, both, *alone))
+        parts += [probes, Part("ranking", seed, (stage2, probes)), Part("evolution", seed, (stage2,))]
         parts += [Part(name, seed, (stage1, stage2)) for name in ADDITIONS]
     return parts
 

@@ -24,7 +24,6 @@ def probes(shop: Workshop) -> dict[str, Any]:
     models: dict[str, Any] = {
         "teacher": str(shop.teacher),
         "stage 1, largest": stage1.lighthubert.extract_subnet(named["largest"]),
-        "stage 1, 71": stage1.lighthubert.extract_subnet(named["71"]),
     }
     for name in ("largest", "71", "29"):
         models[f"stage 2, {name}"] = stage2.lighthubert.extract_subnet(named[name])
@@ -36,15 +35,16 @@ def probes(shop: Workshop) -> dict[str, Any]:
 
 
 def ranking(shop: Workshop) -> list[dict[str, Any]]:
-    """Loss and probes of random subnets, and of the smallest, default and largest, of the supernet of stage 2."""
+    """Loss and probes of random subnets and of the named ones of the supernet of stage 2."""
     model = shop.model("stage2")
     score = shop.score(model, "test_sentences", shop.setting.scored_utterances)
-    named = shop.architecture.named_subnets()
-    subnets = [named["smallest"], named["default"], named["largest"]]
-    subnets += shop.random_subnets(shop.setting.ranked_subnets, "ranked subnets")
+    # Three of the named ones were probed before, under the names that `probes` gave them.
+    subnets = {subnet: f"stage 2, {name}" for name, subnet in shop.architecture.named_subnets().items()}
+    for subnet in shop.random_subnets(shop.setting.ranked_subnets, "ranked subnets"):
+        subnets.setdefault(subnet, f"subnet {subnet.key}")
     rows = []
-    for subnet in dict.fromkeys(subnets):
-        scores = _probe(shop, f"subnet {subnet.key}", model.lighthubert.extract_subnet(subnet))
+    for subnet, name in subnets.items():
+        scores = _probe(shop, name, model.lighthubert.extract_subnet(subnet))
         rows.append({"subnet": subnet.to_dict(), "loss": score(subnet), **scores})
     return rows
 
