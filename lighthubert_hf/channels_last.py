@@ -12,8 +12,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .packed_linear import PackedWeight
-
 # Measured: frames of output that go through all layers together, and rows of one tile (even).
 CHUNK_FRAMES = 128
 TILE_ROWS = 1024
@@ -33,60 +31,60 @@ class PackedConv:
         w0 e1 + w2 e2 = w2 (e2 - e1) + (w0 + w2) e1
     """
 
-    def __init__(self, weight: torch.Tensor, stride: int, bias: torch.Tensor | None = None):
+    def __init__(self, weight: torch.Tensor, stride: int):
         self.out_channels, self.in_channels, self.kernel = weight.shape
         self.stride = stride
-        taps = weight.permute(2, 0, 1)
+        taps = weight.permute(2, 1, 0)
         # Sums of weights and differences of inputs cost half a bit each: only for types that have some to spare. The
-        # first layer's input is too narrow to gain anything.
+        # first layer's input is the caller's, and too narrow to gain anything.
         precise = weight.dtype in (torch.float32, torch.float64)
         self.in_pairs = precise and self.kernel == 3 and stride == 2 and self.in_channels > 1
         if self.in_pairs:
-            self.shared = PackedWeight(taps[0] + taps[2], bias)
-            self.even, self.odd = (
-                PackedWeight(torch.cat([taps[0], taps[1]], 1)),
-                PackedWeight(torch.cat([taps[2], taps[1]], 1)),
-            )
+            self.first, self.second = torch.cat([taps[0], taps[1]]), torch.cat([taps[2], taps[1]])
+            self.shared = (taps[0] + taps[2]).contiguous()
         else:
-            flat = taps.transpose(0, 1).reshape(self.out_channels, -1)
+            self.weight = taps.reshape(-1, self.out_channels).contiguous()
             # Overlapping windows of a single channel are copied inside the product, which costs least.
             whole = [slice(0, self.kernel)]
-            parts = whole if self.in_channels == 1 else window_parts(flat.shape[1], stride * self.in_channels)
-            self.parts = [(part, PackedWeight(flat[:, part], bias if part.start == 0 else None)) for part in parts]
+            self.parts = whole if self.in_channels == 1 else window_parts(len(self.weight), stride * self.in_channels)
 
     def rows_in(self, rows: int) -> int:
         """Input rows that `rows` output rows see."""
         return (rows - 1) * self.stride + self.kernel
 
-    def multiply(self, source: torch.Tensor, rows: int) -> list[torch.Tensor]:
-        """The first `rows` outputs: all of them, or the even and the odd ones apart.
+    def multiply(self, source: torch.Tensor, rows: int, out: torch.Tensor) -> None:
+        """Write the first `rows` outputs to `out`.
 
         Args:
-            source:
-                `(rows, in_channels)`, contiguous; if it has several channels, `SLACK` rows longer than `rows_in` says.
+            source: `(rows, in_channels)`, contiguous; if it has several channels, `SLACK` rows longer than `rows_in`
+                says, and overwritten.
+            out: `(rows, out_channels)`, contiguous, with a writable row behind `rows`.
         """
         if self.in_pairs:
-            return self._multiply_pairs(source, rows)
-        step, out = self.stride * self.in_channels, None
-        for part, weight in self.parts:
-            view = windows(source, rows, step, part)
-            out = weight.multiply(view) if out is None else weight.multiply_add(view, out)
-        return [out]
+            self._multiply_pairs(source, (rows + 1) // 2, out)
+        else:
+            self._multiply_windows(source, rows, out[:rows])
 
-    def _multiply_pairs(self, source: torch.Tensor, rows: int) -> list[torch.Tensor]:
-        """Rows come in fours: e0, odd, e1, odd."""
-        pairs, channels = (rows + 1) // 2, self.in_channels
-        e0, first, e1, second, e2 = (
-            windows(source, pairs, 4 * channels, slice(row * channels, (row + 1) * channels)) for row in range(5)
-        )
-        shared = self.shared.multiply(e1)
-        inputs = source.new_empty(pairs, 2 * channels)
-        outputs = []
-        for edge, between, weight in ((e0, first, self.even), (e2, second, self.odd)):
-            torch.sub(edge, e1, out=inputs[:, :channels])
-            inputs[:, channels:] = between
-            outputs.append(weight.multiply_add(inputs, shared))
-        return [outputs[0], outputs[1][: rows // 2]]
+    def _multiply_windows(self, source: torch.Tensor, rows: int, out: torch.Tensor) -> None:
+        step = self.stride * self.in_channels
+        first, *others = self.parts
+        torch.mm(windows(source, rows, step, first), self.weight[first], out=out)
+        for part in others:
+            out.addmm_(windows(source, rows, step, part), self.weight[part])
+
+    def _multiply_pairs(self, source: torch.Tensor, pairs: int, out: torch.Tensor) -> None:
+        """Rows come in fours: e0, odd, e1, odd. The differences take the places of e0 and e1, beside the odd rows."""
+        channels = self.in_channels
+        step = 4 * channels
+        e0, e1, e2 = (windows(source, pairs, step, slice(row * channels, (row + 1) * channels)) for row in (0, 2, 4))
+        even, odd = out[: 2 * pairs].view(pairs, 2, self.out_channels).unbind(1)
+        torch.mm(e1, self.shared, out=even)
+        odd.copy_(even)
+        difference = e0 - e1
+        torch.sub(e2, e1, out=e1)
+        e0.copy_(difference)
+        even.addmm_(windows(source, pairs, step, slice(0, 2 * channels)), self.first)
+        odd.addmm_(windows(source, pairs, step, slice(2 * channels, step)), self.second)
 
 
 def windows(source: torch.Tensor, rows: int, step: int, part: slice) -> torch.Tensor:
@@ -103,26 +101,25 @@ def window_parts(width: int, step: int) -> list[slice]:
 
 
 class Layer(NamedTuple):
-    """A convolution and what follows it: LayerNorm over channels, activation (writing to `out`)."""
+    """A convolution and what follows it: bias, LayerNorm over channels, activation (writing to `out`)."""
 
     conv: PackedConv
+    bias: torch.Tensor | None
     norm: nn.LayerNorm | None
     activation: Callable[..., torch.Tensor]
 
     def run(self, source: torch.Tensor, rows: int, out: torch.Tensor) -> None:
-        """Write the first `rows` outputs to `out`, tile by tile; `source` as in [`PackedConv.multiply`]."""
+        """As [`PackedConv.multiply`], tile by tile."""
         for start in range(0, rows, TILE_ROWS):
-            stop, norm = min(start + TILE_ROWS, rows), self.norm
-            phases = self.conv.multiply(source[start * self.conv.stride :], stop - start)
-            for phase, made in enumerate(phases):
-                if norm is not None:
-                    made = F.layer_norm(made, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-                place = out[start + phase : stop : len(phases)]
-                if place.is_contiguous():
-                    self.activation(made, out=place)
-                else:  # where torch 2.13 would write a GELU as if it were contiguous
-                    self.activation(made, out=made)
-                    place.copy_(made)
+            num = min(TILE_ROWS, rows - start)
+            self.conv.multiply(source[start * self.conv.stride :], num, out[start:])
+            tile = out[start : start + num]
+            if self.bias is not None:
+                tile += self.bias
+            norm, normed = self.norm, tile
+            if norm is not None:
+                normed = F.layer_norm(tile, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+            self.activation(normed, out=tile)
 
 
 def run_layers(layers: Sequence[Layer], wave: torch.Tensor, frames: int) -> torch.Tensor:
@@ -131,7 +128,7 @@ def run_layers(layers: Sequence[Layer], wave: torch.Tensor, frames: int) -> torc
     hop = 1
     for conv in convs:
         hop *= conv.stride
-    out = wave.new_empty(frames, convs[-1].out_channels)
+    out = wave.new_empty(frames + 1, convs[-1].out_channels)
     buffers = _buffers(convs, min(frames, CHUNK_FRAMES), wave)
     for start in range(0, frames, CHUNK_FRAMES):
         rows = _rows_out(convs, min(CHUNK_FRAMES, frames - start))
@@ -139,7 +136,7 @@ def run_layers(layers: Sequence[Layer], wave: torch.Tensor, frames: int) -> torc
         for layer, num, buffer in zip(layers, rows, [*buffers, out[start:]]):
             layer.run(source, num, buffer)
             source = buffer
-    return out
+    return out[:frames]
 
 
 def _rows_out(convs: Sequence[PackedConv], frames: int) -> list[int]:
@@ -154,15 +151,13 @@ def _buffers(convs: Sequence[PackedConv], frames: int, wave: torch.Tensor) -> li
     """Where the outputs of all layers but the last go: two pieces of memory, in turns."""
     shapes = [(rows + SLACK, conv.out_channels) for rows, conv in zip(_rows_out(convs, frames)[:-1], convs)]
     sizes = [rows * channels for rows, channels in shapes]
-    memory = [wave.new_empty(max(sizes[turn::2], default=0)) for turn in (0, 1)]
-    buffers = [memory[index % 2][:size].view(shape) for index, (size, shape) in enumerate(zip(sizes, shapes))]
-    for buffer in buffers:
-        buffer[-SLACK:] = 0  # not whatever lay there: slack rows are computed with
-    return buffers
+    # Zeros, not whatever lay there: slack rows are computed with.
+    memory = [wave.new_zeros(max(sizes[turn::2], default=0)) for turn in (0, 1)]
+    return [memory[index % 2][:size].view(shape) for index, (size, shape) in enumerate(zip(sizes, shapes))]
 
 
-def fold_group_norm(conv: nn.Conv1d, norm: nn.GroupNorm, wave: torch.Tensor) -> PackedConv:
-    """The convolution that gives on `wave` what `conv` and then `norm` give.
+def fold_group_norm(conv: nn.Conv1d, norm: nn.GroupNorm, wave: torch.Tensor) -> tuple[PackedConv, torch.Tensor]:
+    """Weights and bias of the convolution that gives on `wave` what `conv` and then `norm` give.
 
     `norm` has one channel a group, so over time it is a scale and a shift of each channel. Mean and variance of a
     channel follow from the windows' mean m and covariance C as w·m and wᵀCw: no frame is computed twice.
@@ -181,7 +176,7 @@ def fold_group_norm(conv: nn.Conv1d, norm: nn.GroupNorm, wave: torch.Tensor) -> 
     # A bias of the convolution is gone with the mean.
     shift = norm.bias.double() - scale * (centred_mean + offset * weight.sum(-1))
     scaled = (scale[:, None, None] * conv.weight).to(wave.dtype)
-    return PackedConv(scaled, conv.stride[0], shift.to(wave.dtype))
+    return PackedConv(scaled, conv.stride[0]), shift.to(wave.dtype)
 
 
 def _window_moments(wave: torch.Tensor, offset: torch.Tensor, kernel: int, stride: int, frames: int):

@@ -46,6 +46,17 @@ def runs_plainly(tensors: Iterable[torch.Tensor], dtypes: Sequence[torch.dtype])
     )
 
 
+def can_pack() -> bool:
+    """Whether oneDNN is there, is not switched off, and has the operators of `packed_linear`."""
+    mkldnn = torch.ops.mkldnn
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and hasattr(mkldnn, "_reorder_linear_weight")
+        and hasattr(mkldnn, "_linear_pointwise")
+    )
+
+
 def wants_gradients(tensors: Iterable[torch.Tensor]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 

@@ -164,13 +164,12 @@ class FeatureEncoder(nn.Module):
     @torch.no_grad()
     def _run_packed(self, input_values: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         """Without gradients: on packed weights, in chunks."""
-        plain = [layer.conv for layer in self.conv_layers]
         convs = self._packed.get(
-            [parameter for conv in plain for parameter in conv.parameters()],
-            lambda: [PackedConv(conv.weight, conv.stride[0], conv.bias) for conv in plain],
+            [layer.conv.weight for layer in self.conv_layers],
+            lambda: [PackedConv(layer.conv.weight, layer.conv.stride[0]) for layer in self.conv_layers],
         )
         layers = [
-            Layer(conv, layer.layer_norm if layer.norm == "layer" else None, layer.activate_into)
+            Layer(conv, layer.conv.bias, layer.layer_norm if layer.norm == "layer" else None, layer.activate_into)
             for conv, layer in zip(convs, self.conv_layers)
         ]
         rows, frames = self._valid_rows(input_values, lengths)
@@ -185,8 +184,8 @@ class FeatureEncoder(nn.Module):
         if not frames:
             return row.new_empty(0, self.config.conv_dim[-1])
         first = self.conv_layers[0]
-        conv = fold_group_norm(first.conv, first.layer_norm, row)
-        return run_layers([Layer(conv, None, first.activate_into), *layers[1:]], row, frames)
+        conv, bias = fold_group_norm(first.conv, first.layer_norm, row)
+        return run_layers([Layer(conv, bias, None, first.activate_into), *layers[1:]], row, frames)
 
     def _run_with_gradients(self, input_values: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         """For training. A first layer with a group norm, little of the work, is left to its modules."""

@@ -1,7 +1,8 @@
 """Linear layers on weights laid out for the processor once, without gradients, in float32 on a CPU.
 
 A matrix product first arranges both matrices in memory as its kernel wants them. oneDNN can keep the weights so
-arranged: worth the more the fewer rows they meet, as in short audio. Layers of one input are one product.
+arranged: worth the more the fewer rows they meet, as in short audio. Layers of one input are one product. The active
+slice of elastic layers runs as the static layers would that are cut out of it, to the bit.
 
 The operators are those that `torch.compile` generates calls of. Where a build of torch lacks them, the layers run
 themselves.
@@ -14,18 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.activations import GELUActivation
 
-from .fast_paths import WeightCache, activate, is_watched, runs_plainly, wants_gradients
-
-
-def can_pack() -> bool:
-    """Whether oneDNN is there, is not switched off, and has the operators."""
-    mkldnn = torch.ops.mkldnn
-    return (
-        torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
-        and hasattr(mkldnn, "_reorder_linear_weight")
-        and hasattr(mkldnn, "_linear_pointwise")
-    )
+from .elastic import ElasticLinear
+from .fast_paths import WeightCache, activate, can_pack, is_watched, runs_plainly, wants_gradients
 
 
 class PackedWeight:
@@ -45,12 +36,6 @@ class PackedWeight:
         operations = ("gelu", [], "none") if gelu else ("none", [], "")
         return torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, *operations)
 
-    def multiply_add(self, rows: torch.Tensor, addend: torch.Tensor) -> torch.Tensor:
-        """What [`multiply`] gives, plus `addend`, `(rows, out_features)`; without bias."""
-        if not self.is_packed:
-            return torch.addmm(addend, rows, self._weight.T)
-        return torch.ops.mkldnn._linear_pointwise.binary(rows, addend, self._weight, None, "add")
-
 
 class PackedLinears:
     """Runs linear layers of one input, and an activation, on packed weights that it keeps; else as they are."""
@@ -66,14 +51,14 @@ class PackedLinears:
             if activation is None:
                 return [linear(hidden_states) for linear in linears]
             return [activate(activation, linear, hidden_states) for linear in linears]
-        weights, biases = [linear.weight for linear in linears], [linear.bias for linear in linears]
-        packed = self._packed.get([*weights, *biases], lambda: PackedWeight(torch.cat(weights), torch.cat(biases)))
-        out = packed.multiply(hidden_states, gelu=activation is not None)
-        return out.split([len(bias) for bias in biases], -1)
+        parameters = [parameter for linear in linears for parameter in (linear.weight, linear.bias)]
+        ranges = [(linear.out_ranges, linear.in_ranges) for linear in linears if type(linear) is ElasticLinear]
+        packed, sizes = self._packed.get(parameters, lambda: _pack(linears), ranges)
+        return packed.multiply(hidden_states, gelu=activation is not None).split(sizes, -1)
 
     @staticmethod
     def _may_replace(linears, hidden_states: torch.Tensor, activation: nn.Module | None) -> bool:
-        if not all(type(linear) is nn.Linear and linear.bias is not None for linear in linears):
+        if not all(type(linear) in (nn.Linear, ElasticLinear) and linear.bias is not None for linear in linears):
             return False
         tensors = [hidden_states, *(tensor for linear in linears for tensor in (linear.weight, linear.bias))]
         watched = linears if activation is None else [*linears, activation]
@@ -89,3 +74,13 @@ class PackedLinears:
     def clear(self) -> None:
         """Forget the weights, which are about to be moved or cast."""
         self._packed.clear()
+
+
+def _pack(linears: Sequence[nn.Linear]) -> tuple[PackedWeight, list[int]]:
+    """What of `linears` takes part, as one layer, and how many outputs each of them has."""
+    states = [
+        linear.active_state() if type(linear) is ElasticLinear else {"weight": linear.weight, "bias": linear.bias}
+        for linear in linears
+    ]
+    weights, biases = ([state[name] for state in states] for name in ("weight", "bias"))
+    return PackedWeight(torch.cat(weights), torch.cat(biases)), [len(bias) for bias in biases]

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import random
 from contextlib import nullcontext
 
 import pytest
@@ -13,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.activations import ACT2FN
 
 from lighthubert_hf import LightHubertModel
-from lighthubert_hf.packed_linear import PackedLinears, PackedWeight, can_pack
+from lighthubert_hf.fast_paths import can_pack
+from lighthubert_hf.packed_linear import PackedLinears, PackedWeight
 
 if not can_pack():
     pytest.skip("this build of torch has no oneDNN", allow_module_level=True)
@@ -94,14 +96,23 @@ def test_runs_the_layers_where_somebody_could_tell(layers, packed, why):
 
 
 @torch.no_grad()
-def test_a_static_model_runs_packed_survives_copies_and_a_supernet_does_not(make_model, waveforms, packed):
-    static, supernet = make_model(LightHubertModel, search_space=None), make_model(LightHubertModel)
+def test_a_model_runs_packed_and_survives_copies(make_model, waveforms, packed):
+    static = make_model(LightHubertModel, search_space=None)
     wanted, features = static(waveforms).last_hidden_state, static.extract_features(waveforms)
     packed.clear()
     static.encode(features)
     assert len(packed) == 4 * len(static.encoder.layers)
     for twin in (copy.deepcopy(static), pickle.loads(pickle.dumps(static)), static.double().float()):
         torch.testing.assert_close(twin(waveforms).last_hidden_state, wanted, rtol=0, atol=1e-5)
-    packed.clear()
-    supernet.encode(features)
-    assert not packed
+
+
+@torch.no_grad()
+def test_the_active_slice_is_packed_anew_for_every_subnet(make_model, waveforms, packed):
+    supernet = make_model(LightHubertModel).eval()
+    space = supernet.search_space
+    for subnet in (space.smallest(), space.largest(), space.sample(random.Random(0)), space.smallest()):
+        supernet.set_active_subnet(subnet)
+        packed.clear()
+        found = supernet(waveforms).last_hidden_state
+        assert len(packed) == 4 * subnet.num_hidden_layers
+        assert torch.equal(found, supernet.extract_subnet(subnet)(waveforms).last_hidden_state)
