@@ -225,12 +225,13 @@ class TrainingStep:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         if not gradients:
             return torch.zeros((), device=frames.device)
-        torch._foreach_mul_(gradients, self.expected_frames / frames)
         self.accelerator.unscale_gradients(self.optimizer)
-        norm = torch.nn.utils.get_total_norm(gradients)
+        scale = self.expected_frames / frames
+        norm = scale * torch.nn.utils.get_total_norm(gradients)
         limit = self.recipe.optimizer.max_grad_norm
         if limit is not None:
-            torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+            scale = scale * (limit / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, scale)  # once: all weights' gradients are read and written
         return norm
 
     def _update(self, finite: bool) -> bool:
