@@ -57,12 +57,12 @@ def hubert_base(**overrides) -> HubertModel:
     return HubertModel(HubertConfig(**overrides)).eval()
 
 
-def original_model(checkout: str):
-    """The original's `small` model with random weights."""
+def original_model(checkout: str, space: str = "small"):
+    """The original's model of the space `small` or `base` with random weights."""
     sys.path.insert(0, checkout)
     original = importlib.import_module("lighthubert")
     config = original.LightHuBERTConfig()
-    config.supernet_type = "small"
+    config.supernet_type = space
     return original.LightHuBERT(config).eval()
 
 

@@ -122,7 +122,7 @@ def students(stage: str, recipe: Recipe, encoder: HubertModel, options) -> dict[
     config = HubertConfig(feat_extract_norm="layer", layerdrop=0.0, **NO_DROPOUT, **shape)
     found["transformers"] = Transformers(config, encoder.config.hidden_size)
     if options.original:
-        original = original_model(options.original)
+        original = original_model(options.original, recipe.student.search_space)
         original.encoder.layerdrop = 0.0
         for module in original.modules():
             if isinstance(module, nn.Dropout):
@@ -214,7 +214,7 @@ def table(settings: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--original", metavar="CHECKOUT", help="the original implementation (commit d53e545)")
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each contender (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="steps of each contender (default %(default)s)")
     parser.add_argument("--threads", type=int, help="cores to divide among the processes; all if not given")
     parser.add_argument("--batch", type=int, default=4, help="clips per process (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=5, help="length of a clip (default %(default)s)")
