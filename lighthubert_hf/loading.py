@@ -14,6 +14,9 @@ def load_lighthubert(name: str, revision: str | None = None):
 
     import lighthubert_hf
 
+    from .auto import register
+
+    register()
     config = _loaded(AutoConfig, name, revision)
     if config.model_type != "lighthubert":
         raise ValueError(
