@@ -127,7 +127,8 @@ def search(
     """Find the subnets of a supernet that no other beats in score and costs, and report them in a folder.
 
     The search may be stopped at any time and goes on when called again with the same settings (`trials` may grow).
-    Several processes called with the same folder share the work. A subnet is scored once, whoever asks.
+    Several processes called with the same folder share the work. A subnet is scored once, whichever algorithm or
+    process asks.
 
     OUT/
       study.db                optuna's studies, one per algorithm; study.lock: held while a process draws a subnet
@@ -155,12 +156,12 @@ def search(
     """
     from .search_report import write_report
     from .search_sampler import Genome
-    from .search_study import Studies, alone_in, check_settings
+    from .search_study import Studies, check_settings
+    from .search_workers import alone_in
 
     score = score if isinstance(score, Score) else Score(score)
     _check(model, trials, population_size, algorithms, extract)
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     priced = tuple(dict.fromkeys([*DEFAULT_COSTS, *objectives, *(limit.cost for limit in limits), *costs]))
     settings = {
         "supernet": supernet or model.name_or_path,
@@ -175,16 +176,21 @@ def search(
         "seed": seed,
     }
     check_settings(out, settings)
-    with alone_in(out):  # so that all processes read the same latencies
-        tables = latency_tables(model, priced, out, progress)
+    tables = {}
+    if any(cost.is_measured for cost in priced):
+        out.mkdir(parents=True, exist_ok=True)
+        with alone_in(out):  # so that all processes read the same latencies
+            tables = latency_tables(model, priced, out, progress)
     functions = {cost: functools.cache(cost_function(cost, model.config, tables)) for cost in priced}
+    kept = Limits(limits, functions, model.search_space)
+    out.mkdir(parents=True, exist_ok=True)
     studies = Studies(
         folder=out,
         settings=settings,
         score=score.function,
         maximize=score.maximize,
         objectives={str(cost): functions[cost] for cost in objectives},
-        limits=Limits(limits, functions, model.search_space),
+        limits=kept,
         genome=Genome(model.search_space, model.config.num_hidden_layers),
         anchors=_anchors(model),
     )
@@ -201,6 +207,8 @@ def search(
     except KeyboardInterrupt:
         report()
         raise
+    finally:
+        studies.close()
     result = report()
     if extract:
         result = extract_front(model, result, out, extract)

@@ -3,15 +3,15 @@
 import itertools
 import logging
 import math
+import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
-from filelock import FileLock
 from optuna.study import Study
 from optuna.trial import TrialState
 from tqdm.auto import tqdm
@@ -20,10 +20,12 @@ from .pareto import pareto_front
 from .search_costs import Limits
 from .search_sampler import Genome, SubnetSampler, minimised_values
 from .search_space import Subnet
+from .search_workers import Worker, alone_in
 
 logger = logging.getLogger(__name__)
 
 FILE = "study.db"
+WAIT_SECONDS = 0.1  # between looks at whether another process has scored a subnet
 LOCK_SECONDS = 60  # how long a process waits for another that writes to the database
 
 
@@ -54,6 +56,13 @@ class Studies:
     def __post_init__(self):
         self._storage = _open_storage(self.folder)
         self._studies: dict[str, Study] = {}
+        with alone_in(self.folder):
+            self._worker = Worker(self.folder)
+
+    def close(self) -> None:
+        """To be called at the end; a process that dies before is noticed by the others."""
+        with alone_in(self.folder):
+            self._worker.close()
 
     def run(self, algorithm: str, evolves: bool, trials: int, progress: bool) -> None:
         """Score subnets until `trials` different ones are in the study, or no further one is allowed.
@@ -107,7 +116,7 @@ class Studies:
             trial.set_user_attr("subnet", str(subnet))
             for name, excess in self.limits.excess(subnet).items():
                 trial.set_constraint(name, excess)
-            score = self._known_scores().get(subnet.key)
+            score = self._score_of_others(trial, subnet)
             score = self._finite_score(subnet) if score is None else score
             study.tell(trial, [score, *(cost(subnet) for cost in self.objectives.values())])
         except BaseException:  # Ctrl-C too: the next process shall draw this one again
@@ -117,17 +126,46 @@ class Studies:
 
     def _draw(self, study: Study, sampler: SubnetSampler) -> tuple[optuna.Trial, Subnet | None]:
         """A running trial and its subnet, by whose key other processes know that it is taken."""
+        self._give_up_for_the_dead()
         trial = study.ask(self.genome.distributions)
         try:
             if sampler.exhausted:
                 study.tell(trial, state=TrialState.FAIL)
                 return trial, None
             subnet = self.genome.decode(trial.params)
+            trial.set_user_attr("worker", self._worker.name)
+            trial.set_user_attr("waits", self._is_being_scored(subnet))
             trial.set_user_attr("key", subnet.key)
         except BaseException:
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             raise
         return trial, subnet
+
+    def _running(self) -> Iterator[tuple[Study, optuna.trial.FrozenTrial]]:
+        for study in self._all_studies().values():
+            for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+                yield study, trial
+
+    def _give_up_for_the_dead(self) -> None:
+        """What a killed process was scoring is free to be drawn again, as if it had never been."""
+        for study, trial in self._running():
+            if not self._worker.sees(trial.user_attrs.get("worker", "")):
+                study.tell(trial.number, state=TrialState.FAIL)
+
+    def _is_being_scored(self, subnet: Subnet) -> bool:
+        """Whether a living process does so for another study: in one study nobody draws what is taken."""
+        attributes = (trial.user_attrs for _, trial in self._running())
+        return any(found.get("key") == subnet.key and not found["waits"] for found in attributes)
+
+    def _score_of_others(self, trial: optuna.Trial, subnet: Subnet) -> float | None:
+        """A known score, waited for if another process is at it; `None` if this one shall score the subnet."""
+        while (score := self._known_scores().get(subnet.key)) is None and trial.user_attrs["waits"]:
+            time.sleep(WAIT_SECONDS)
+            with alone_in(self.folder):  # of several that wait for a process that died, one takes over
+                self._give_up_for_the_dead()
+                if subnet.key not in self._known_scores() and not self._is_being_scored(subnet):
+                    trial.set_user_attr("waits", False)
+        return score
 
     def _finite_score(self, subnet: Subnet) -> float:
         score = float(self.score(subnet))
@@ -136,13 +174,16 @@ class Studies:
             return -math.inf if self.maximize else math.inf
         return score
 
-    def _finished(self) -> dict[str, list[optuna.trial.FrozenTrial]]:
+    def _all_studies(self) -> dict[str, Study]:
         for name in optuna.get_all_study_names(self._storage):
             if name not in self._studies:
                 self._studies[name] = optuna.load_study(study_name=name, storage=self._storage)
+        return dict(sorted(self._studies.items()))
+
+    def _finished(self) -> dict[str, list[optuna.trial.FrozenTrial]]:
         return {
-            name: self._studies[name].get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-            for name in sorted(self._studies)
+            name: study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+            for name, study in self._all_studies().items()
         }
 
     def _known_scores(self) -> dict[str, float]:
@@ -202,11 +243,6 @@ def _open_storage(folder: Path) -> optuna.storages.BaseStorage:
         database.engine.dispose()  # its first connection is not configured yet
         database.engine.connect().close()
     return optuna.storages.get_storage(database)
-
-
-def alone_in(folder: Path) -> FileLock:
-    """Held while a process prepares or changes what all processes of a search share."""
-    return FileLock(folder / "study.lock")
 
 
 def _configure(connection, _record) -> None:
