@@ -1,5 +1,6 @@
 """Labels of utterances and frames for training: classes in slots, and who speaks when."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -88,7 +89,9 @@ class ActivityCollator:
 
     def activity(self, example: SpeechExample) -> torch.Tensor:
         """Of all speakers of the recording, `(frames, speakers)`."""
-        return frame_activity(example.columns[self.column], len(example.waveform), self.config)
+        frames = conv_output_lengths(len(example.waveform), self.config)
+        stride, field = math.prod(self.config.conv_stride), receptive_field(self.config)
+        return frame_activity(example.columns[self.column], frames, stride, field)
 
     def is_possible(self, example: SpeechExample) -> bool:
         """Whether the recording has a frame, and no more speakers than the model has outputs."""
@@ -105,21 +108,20 @@ class ActivityCollator:
         return {**batch, "labels": labels}
 
 
-def frame_activity(segments: list[dict[str, Any]], num_samples: int, config: PretrainedConfig) -> torch.LongTensor:
+def frame_activity(
+    segments: list[dict[str, Any]], num_frames: int, stride: int, field: int, num_speakers: int = 0
+) -> torch.LongTensor:
     """Who is active in the middle of the samples that each frame sees: `(frames, speakers)` of 0 or 1.
 
     Args:
         segments: `{speaker, start, end}`, in seconds; speakers are ordered by their names.
-        num_samples: Length of the recording at 16 kHz.
-        config: The model's, for its frames.
+        num_frames: Of the recording.
+        stride, field: Samples at 16 kHz from a frame to the next, and that a frame sees.
+        num_speakers: The least to return; those that the recording lacks are never active.
     """
     speakers = sorted({segment["speaker"] for segment in segments})
-    frames = torch.arange(conv_output_lengths(num_samples, config))
-    stride = 1
-    for step in config.conv_stride:
-        stride *= step
-    middles = (frames * stride + receptive_field(config) / 2) / SAMPLING_RATE
-    activity = torch.zeros(len(frames), len(speakers), dtype=torch.long)
+    middles = (torch.arange(num_frames) * stride + field / 2) / SAMPLING_RATE
+    activity = torch.zeros(num_frames, max(num_speakers, len(speakers)), dtype=torch.long)
     for segment in segments:
         inside = (middles >= segment["start"]) & (middles < segment["end"])
         activity[inside, speakers.index(segment["speaker"])] = 1

@@ -152,10 +152,11 @@ class TestClasses:
 
 
 def test_frames_are_active_where_their_middles_are():
-    config = LightHubertConfig(**TINY)
     segments = [{"speaker": "b", "start": 0.0, "end": 0.05}, {"speaker": "a", "start": 0.03, "end": 0.2}]
     # Frame i sees 25 ms from 20·i ms on: middles at 12.5, 32.5, 52.5 … ms.
-    assert frame_activity(segments, 1680, config).tolist() == [[0, 1], [1, 1], [1, 0], [1, 0], [1, 0]]
+    active = [[0, 1], [1, 1], [1, 0], [1, 0], [1, 0]]
+    assert frame_activity(segments, 5, 320, 400).tolist() == active
+    assert frame_activity(segments, 5, 320, 400, 3).tolist() == [[*row, 0] for row in active]
 
 
 def examples_of(kind: str) -> list[SpeechExample]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -11,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lighthubert_hf.metrics import DiarizationErrorRate
 
-from ..audio import SAMPLING_RATE
+from ..classification_data import frame_activity
 from .heads import Diarizer
 from .losses import pit_bce
 from .splits import Utterance
@@ -37,20 +36,13 @@ class SpeakerDiarization(Task):
     def accepts(self, utterance: Utterance) -> bool:
         return utterance.length > 0
 
-    def activity(self, row: dict[str, Any], frames: int) -> np.ndarray:
+    def activity(self, row: dict[str, Any], frames: int) -> torch.LongTensor:
         """`(frames, speakers)` of 0 or 1: whether a speaker is active in the middle of the samples a frame sees."""
-        stride, field = self.frame
-        middles = (np.arange(frames) * stride + field / 2) / SAMPLING_RATE
-        speakers = self._speakers(row)
-        activity = np.zeros((frames, max(self.num_speakers, len(speakers))), dtype=np.int64)
-        for segment in self.column(row, "segments"):
-            inside = (middles >= segment["start"]) & (middles < segment["end"])
-            activity[inside, speakers.index(segment["speaker"])] = 1
-        return activity
+        return frame_activity(self.column(row, "segments"), frames, *self.frame, self.num_speakers)
 
     def loss(self, head: nn.Module, batch: Batch) -> torch.Tensor:
         rows = [self.activity(utterance.row, utterance.length) for utterance in batch.utterances]
-        speaking = pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True).to(batch.features.device)
+        speaking = pad_sequence(rows, batch_first=True).to(batch.features.device)
         return pit_bce(head(batch.features, batch.lengths), speaking, batch.lengths)
 
     def evaluate(self, head: nn.Module, utterances: Iterable[Utterance]) -> dict[str, float]:
