@@ -18,7 +18,8 @@ from accelerate.utils import (
 )
 
 from lighthubert_hf import LightHubertForPreTraining, Subnet
-from lighthubert_hf.model_card import CardFacts
+from lighthubert_hf.model_card import CardFacts, teacher_license
+from lighthubert_hf.model_folder import load_facts
 
 from .batching import AudioLoader, Batch, training_loader, validation_loader
 from .checkpoint import (
@@ -96,6 +97,7 @@ class _Run:
             logger.info("resuming from %s", resumed)
             check_processes(self.state.num_processes, accelerator)
         self._build(resumed)
+        self.license = self._license(resumed) if accelerator.is_main_process else None
         start = self.state.step if self.state else 0
         self._build_data()
         self.scheduler = make_scheduler(self.optimizer, recipe.training.steps, recipe.schedule, start)
@@ -108,6 +110,16 @@ class _Run:
         latest = [str(latest_checkpoint(self.checkpoints) or "")]
         broadcast_object_list(latest)
         return Path(latest[0]) if latest[0] else None
+
+    def _license(self, resumed: Path | None) -> str | None:
+        """Of the teacher's weights; asked when a run begins, so that a Hub out of reach later changes no card."""
+        if resumed:
+            return load_facts(resumed / "pretrained_model").license
+        path = self.recipe.teacher.path
+        found = teacher_license(path) if path else None
+        if path and found is None:
+            logger.warning("found no licence in the card of the teacher %s; the student's card will name none", path)
+        return found
 
     def _build(self, resumed: Path | None) -> None:
         recipe, device = self.recipe, self.accelerator.device
@@ -232,6 +244,7 @@ class _Run:
         cut = student.search_space is None and recipe.student.subnet is not None
         return CardFacts(
             teacher=recipe.teacher.path,
+            license=self.license,
             datasets=tuple(dict.fromkeys(source.path for source in recipe.data.sources)),
             supernet=recipe.student.init if cut else None,
             subnet=student.active_subnet if cut else None,

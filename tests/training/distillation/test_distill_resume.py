@@ -38,7 +38,8 @@ def same(recipe, reference, world_size: int = 1) -> None:
 
 
 def test_killed_twice(tiny_recipe, reference):
-    recipe = tiny_recipe(**SECTIONS)
+    """With threads that read ahead, which the reference does without."""
+    recipe = tiny_recipe(**SECTIONS, data={"num_workers": 2})
     assert worker.run(recipe, kill_at_step=4) == [-signal.SIGKILL]
     assert latest_checkpoint(Path(recipe.output_dir) / "checkpoints").name == "step-00000003"
     assert worker.run(recipe, kill_at_step=7) == [-signal.SIGKILL]

@@ -1,14 +1,16 @@
 """Pushing while training, to a Hub-compatible server on this machine."""
 
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, ModelCard, constants
 
 from lighthubert_hf import LightHubertModel
+from lighthubert_hf.model_folder import load_facts
 from lighthubert_hf.training.distill import distill
 
 
@@ -38,6 +40,22 @@ def test_every_checkpoint_and_the_final_model_are_pushed(hub, tiny_recipe):
     local = LightHubertModel.from_pretrained(final)
     assert all((a == b).all() for a, b in zip(loaded.parameters(), local.parameters(), strict=True))
     assert sorted(path.name for path in (Path(recipe.output_dir) / "checkpoints").iterdir())[-1] == "step-00000006"
+
+
+def test_the_licence_of_a_teacher_on_the_hub_is_carried_on(hub, tiny_recipe, tiny_teacher, monkeypatch):
+    """It is asked for once: a later life of the run finds it in the checkpoint."""
+    api = HfApi()
+    api.create_repo("alice/teacher")
+    api.upload_folder(repo_id="alice/teacher", folder_path=tiny_teacher)
+    card = b"---\nlicense: cc-by-nc-4.0\n---\n# A teacher\n"
+    api.upload_file(repo_id="alice/teacher", path_or_fileobj=card, path_in_repo="README.md")
+    recipe = tiny_recipe(teacher={"path": "alice/teacher"}, training={"steps": 2})
+    final = distill(recipe, show_progress=False)
+    assert load_facts(final).license == "cc-by-nc-4.0"
+    assert ModelCard.load(final / "README.md").data.license == "cc-by-nc-4.0"
+    shutil.rmtree(final)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_facts(distill(recipe, show_progress=False)).license == "cc-by-nc-4.0"
 
 
 def test_a_failing_push_does_not_stop_the_training(hub, tiny_recipe, monkeypatch, caplog):
