@@ -67,8 +67,11 @@ def recipe_of(tiny_recipe):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_four_small_batches_equal_one_big(recipe_of, objective):
-    """Also with clips of very unequal length, whose frames count alike wherever they are."""
-    recipe = recipe_of(objective, sampler={"kind": "sandwich", "in_place_weight": 0.3})
+    """Also with clips of very unequal length, whose frames count alike wherever they are.
+
+    A student that starts as its teacher would not do: the sign of an L1 distance of nearly zero is up to rounding.
+    """
+    recipe = recipe_of(objective, student={"init": "random"}, sampler={"kind": "sandwich", "in_place_weight": 0.3})
     lengths = [16000, 15000, 9000, 9000, 4000, 2500, 2400, 1700]
     batch = make_batch(lengths)
     subnets = [SPACE.largest(), SPACE.smallest(), SPACE.default()]
