@@ -16,10 +16,10 @@ demo: $(VENV)/installed
 	$(BIN)/lighthubert demo --output demo
 
 test: quality
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu" tests
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not gpu" tests
 
 test-all: quality
-	$(BIN)/python -m pytest -n auto --dist loadfile tests
+	$(BIN)/python -m pytest -n auto --dist loadgroup tests
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check $(SOURCES)

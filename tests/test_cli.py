@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+
+from lighthubert_hf.cli import main
 
 LIGHTHUBERT = [str(Path(sys.executable).with_name("lighthubert"))]
 
@@ -44,14 +47,20 @@ def test_help_needs_no_torch(tmp_path):
         (["evaluate", "nowhere", "--tiny"], ["nowhere"]),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(arguments, named, tmp_path):
+def test_bad_input_is_one_line_and_status_2(arguments, named, tmp_path, monkeypatch, capsys):
+    """In this process, since starting one takes seconds; the tests below start theirs."""
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lighthubert", *arguments])
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr().err
+    assert end.value.code == 2, said
+    lines = said.strip().splitlines()
+    assert len(lines) == 1, said
     assert all(word in lines[0] for word in named), lines[0]
     assert sorted(tmp_path.rglob("*")) == before, "something half-written was left behind"
 
