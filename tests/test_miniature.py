@@ -94,6 +94,7 @@ def output(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_additions_get_the_plain_recipes_work(output):
     results, shop = parts.Results(output), distilling.Workshop(output, SETTING, 0)
     plain, before = results.of("stage2", 0), results.of("stage1", 0)
@@ -104,6 +105,7 @@ def test_additions_get_the_plain_recipes_work(output):
         assert record["curve"][-1]["step"] == record["steps"]
 
 
+@pytest.mark.slow
 def test_sorting_keeps_the_largest_subnet(output):
     shop = distilling.Workshop(output, SETTING, 0)
     folder = distilling._sorted_stage1(shop)
@@ -116,6 +118,7 @@ def test_sorting_keeps_the_largest_subnet(output):
     torch.testing.assert_close(*states, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_front_end_is_the_teachers_in_every_run(output):
     shop = distilling.Workshop(output, SETTING, 0)
     teacher = distilling.load_encoder(distilling.TeacherSection(path=str(shop.teacher)))
@@ -124,6 +127,7 @@ def test_front_end_is_the_teachers_in_every_run(output):
         assert all(torch.equal(own[key], value) for key, value in teacher.feature_extractor.state_dict().items())
 
 
+@pytest.mark.slow
 def test_finished_part_is_not_done_again(output):
     part = next(part for part in parts.all_parts(SETTING) if part.name == "stage1")
     path = parts.Results(output).path(part)
@@ -132,6 +136,7 @@ def test_finished_part_is_not_done_again(output):
     assert path.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_part_names_what_it_needs(output):
     part = next(part for part in parts.all_parts(SETTING) if part.name == "probes")
     with pytest.raises(ValueError, match="probes-0 needs stage2-alone-0, alone-71-0, alone-29-0"):

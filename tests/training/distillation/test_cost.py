@@ -1,13 +1,12 @@
 """Counted work of recipes."""
 
-import subprocess
 import sys
 
 import pytest
 from test_step import make_batch, make_step
 from torch.utils.flop_counter import FlopCounterMode
 
-from lighthubert_hf.training.cost import count_cost
+from lighthubert_hf.training.cost import count_cost, main
 from lighthubert_hf.training.recipe import load_recipe
 
 
@@ -41,9 +40,10 @@ def test_the_economical_recipe_keeps_its_budget():
     assert audio * count_cost(recipe).total / 100e12 / 3600 < 24
 
 
-def test_command():
-    command = [sys.executable, "-m", "lighthubert_hf.training.cost", "lighthubert-small"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "add student.init=random" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+def test_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cost", "lighthubert-small"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "add student.init=random" in line
