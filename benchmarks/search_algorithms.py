@@ -3,8 +3,9 @@
     lighthubert distill RECIPE output_dir=RUN
     python benchmarks/search_algorithms.py RUN [--trials 100] [--seeds 0 1 2] [--population-size 20]
 
-RUN is a finished distillation of a supernet; its own teacher and validation audio score the subnets. For every seed
-both algorithms search for the trade-off of loss and parameters; what counts is the hypervolume at the end, in one box.
+RUN is a finished distillation of a supernet, such as demo/stage2; its own teacher and validation audio score the
+subnets. For every seed both algorithms search for the trade-off of loss and parameters; what counts is the hypervolume
+at the end, in one box.
 """
 
 import argparse
@@ -25,10 +26,18 @@ from lighthubert_hf.training.teacher import load_encoder
 def score_of(run: Path, recipe: Recipe, max_examples: int) -> DistillationScore:
     """The distillation loss on the run's validation audio, by its own teacher."""
     model = LightHubertForPreTraining.from_pretrained(run / "final")
-    sources = [AudioSource(**source.model_dump()) for source in recipe.validation.sources]
-    sources = sources or [AudioSource(str(run / "corpus"), split="validation")]
     teacher = load_encoder(recipe.teacher, recipe.seed)
-    return distillation_score(model, teacher, sources, max_examples=max_examples, objective=recipe.objective)
+    return distillation_score(
+        model, teacher, _validation(run, recipe), max_examples=max_examples, objective=recipe.objective
+    )
+
+
+def _validation(run: Path, recipe: Recipe) -> list[AudioSource]:
+    """What the run was validated on, else the validation split of what it was trained on."""
+    if recipe.validation and recipe.validation.sources:
+        return [AudioSource(**source.model_dump()) for source in recipe.validation.sources]
+    trained = [source.path for source in recipe.data.sources] or [str(run / "corpus")]
+    return [AudioSource(path, split="validation") for path in trained]
 
 
 def main() -> None:
