@@ -61,10 +61,10 @@ class DemoSettings:
     stage1_steps: int = 250
     stage2_steps: int = 450
     batch_seconds: float = 32.0
-    search_trials: int = 150
+    search_trials: int = 100
     random_subnets: int = 8
     labelled_minutes: float = 10.0
-    ctc_steps: int = 300
+    ctc_steps: int = 200
     seed: int = 0
 
     @classmethod
