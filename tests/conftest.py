@@ -1,6 +1,5 @@
 """What all tests share: one tiny model family, its weights drawn like the golden ones, and one thread."""
 
-import os
 import random
 
 import pytest
@@ -42,12 +41,6 @@ def _draw_weights(model, seed: int) -> None:
             for ours, original in names.items():
                 name = name.replace(f"parametrizations.weight.{ours}", original)
             parameter.copy_(draw(name, tuple(parameter.shape), seed))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """What `-n auto` means: one more than there are cores, since many tests wait for a process or a server."""
-    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session")

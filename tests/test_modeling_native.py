@@ -257,6 +257,7 @@ def test_other_static_models_compile_too(make_model, padded, options):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_one_graph_for_all_lengths(static, padded):
     torch.compiler.reset()
     graph = torch.compile(static, fullgraph=True, backend="aot_eager", dynamic=True)
