@@ -6,7 +6,7 @@ or watches it (hooks).
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from transformers.activations import GELUActivation
 PRECISE = (torch.float32, torch.float64)
 HALF_OR_MORE = (*PRECISE, torch.bfloat16, torch.float16)
 
+_PLAIN = (torch.Tensor, nn.Parameter)
 _SAMPLES = 64
 
 
@@ -23,8 +24,7 @@ def is_recorded() -> bool:
     """Whether the computation is traced, exported, compiled, transformed, or its FLOP are counted."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch.onnx.is_in_onnx_export()
+        or torch.jit.is_tracing()  # also where torch.onnx exports
         or torch._C._are_functorch_transforms_active()
         # Of dispatch modes torch's own record or count what is computed; others, which watch it run, may.
         or any(type(mode).__module__.startswith("torch.") for mode in _get_current_dispatch_mode_stack())
@@ -36,14 +36,15 @@ def runs_plainly(tensors: Iterable[torch.Tensor], dtypes: Sequence[torch.dtype])
 
     Subclasses of `torch.Tensor` (fake, quantised, distributed) mean something else than their numbers: no.
     """
-    first, *others = tensors
-    return (
-        first.dtype in dtypes
-        and not is_recorded()
-        and not torch.is_autocast_enabled("cpu")
-        and all(tensor.dtype == first.dtype for tensor in others)
-        and all(type(tensor) in (torch.Tensor, nn.Parameter) and tensor.is_cpu for tensor in (first, *others))
-    )
+    tensors = list(tensors)
+    dtype = tensors[0].dtype
+    if dtype not in dtypes or is_recorded() or torch.is_autocast_enabled("cpu"):
+        return False
+    # A loop, as `all` of a generator takes twice as long, which tells in short audio.
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN or tensor.dtype is not dtype or not tensor.is_cpu:
+            return False
+    return True
 
 
 def can_pack() -> bool:
@@ -92,23 +93,20 @@ class WeightCache:
     """
 
     def __init__(self):
-        self._entry: tuple[list, list[torch.Tensor], list[torch.Tensor], Any] | None = None
+        self._entry: tuple[Any, list[_Seen], Any] | None = None
 
     def get(self, tensors: Sequence[torch.Tensor], compute: Callable[[], Any], part: Any = None) -> Any:
         """What `compute()` returns; it runs without gradients and outside inference mode.
 
         `part` names what else it depends on: which part of the tensors is used.
         """
-        keys = [part, *map(_identity, tensors)]
         entry = self._entry  # read once: another thread may replace it
-        if entry is not None and entry[0] == keys and all(map(torch.equal, entry[1], entry[2])):
-            return entry[3]
+        if entry is not None and entry[0] == part and _are_as_seen(tensors, entry[1]):
+            return entry[2]
         with torch.inference_mode(False), torch.no_grad():
-            # These views keep the memory alive, so that no other tensor can come to lie at the same address.
-            views = [_sample(tensor) for tensor in tensors]
-            samples = [view.clone() for view in views]
+            seen = list(map(_see, tensors))
             value = compute()
-        self._entry = (keys, views, samples, value)
+        self._entry = (part, seen, value)
         return value
 
     def clear(self) -> None:
@@ -118,13 +116,32 @@ class WeightCache:
         return WeightCache, ()
 
 
-def _identity(tensor: torch.Tensor) -> tuple:
-    version = None if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), version, tensor.dtype, tensor.shape, tensor.stride()
+class _Seen(NamedTuple):
+    """What a tensor was: itself (which keeps its memory from being used anew), its count of writes, some values."""
+
+    tensor: torch.Tensor
+    version: int | None
+    view: torch.Tensor
+    values: torch.Tensor
 
 
-def _sample(tensor: torch.Tensor) -> torch.Tensor:
-    """Up to `_SAMPLES` values spread over the memory that `tensor` spans, as a view."""
+def _see(tensor: torch.Tensor) -> _Seen:
+    """With up to `_SAMPLES` values, spread over the memory that `tensor` spans."""
+    tensor = tensor.detach()
     span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
     step = -(-span // _SAMPLES)
-    return tensor.detach().as_strided((-(-span // step),), (step,), tensor.storage_offset())
+    view = tensor.as_strided((-(-span // step),), (step,), tensor.storage_offset())
+    return _Seen(tensor, _version(tensor), view, view.clone())
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def _are_as_seen(tensors: Sequence[torch.Tensor], seen: Sequence[_Seen]) -> bool:
+    if len(tensors) != len(seen):
+        return False
+    for tensor, (same, version, view, values) in zip(tensors, seen):
+        if not (tensor.is_set_to(same) and _version(tensor) == version and torch.equal(view, values)):
+            return False
+    return True

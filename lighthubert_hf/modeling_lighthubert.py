@@ -35,6 +35,7 @@ from transformers.utils.output_capturing import resolve_hidden_states_indices, s
 from .configuration_lighthubert import LayerShape, LightHubertConfig
 from .elastic import ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d, WeightNormConv1d
 from .fast_encoder import encode_by_length
+from .fast_paths import activate
 from .feature_encoder import FeatureEncoder, conv_output_lengths, receptive_field
 from .packed_linear import PackedLinears
 from .search_space import SearchSpace, Subnet, ffn_ranges, kept_layers
@@ -113,7 +114,7 @@ class LightHubertAttention(nn.Module):
         self.v_proj = linear(config.hidden_size, width)
         self.q_proj = linear(config.hidden_size, width)
         self.out_proj = linear(width, config.hidden_size)
-        self._packed_inputs, self._packed_output = PackedLinears(), PackedLinears()
+        self._packed = PackedLinears()
 
     def set_active(self, hidden_size: int, num_heads: int) -> None:
         stream, width = ((0, hidden_size),), ((0, num_heads * self.head_dim),)
@@ -125,11 +126,14 @@ class LightHubertAttention(nn.Module):
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(B, T, E)` in; `(B, T, E)` and, where the attention implementation has them, weights `(B, H, T, T)` out."""
+        shape = (*hidden_states.shape[:2], -1, self.head_dim)
         projections = self.q_proj, self.k_proj, self.v_proj
-        query, key, value = (
-            projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projected in self._packed_inputs.run(projections, hidden_states)
-        )
+        packed = self._packed.get([projections, [self.out_proj]], hidden_states)
+        if packed is None:
+            projected = [projection(hidden_states) for projection in projections]
+        else:
+            projected = packed[0].multiply(hidden_states).chunk(3, -1)
+        query, key, value = (part.view(shape).transpose(1, 2) for part in projected)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -143,12 +147,11 @@ class LightHubertAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        (out,) = self._packed_output.run([self.out_proj], out.flatten(-2))
-        return out, weights
+        out = out.flatten(-2)
+        return self.out_proj(out) if packed is None else packed[1].multiply(out), weights
 
     def _apply(self, fn, recurse=True):
-        self._packed_inputs.clear()
-        self._packed_output.clear()
+        self._packed.clear()
         return super()._apply(fn, recurse)
 
 
@@ -162,7 +165,7 @@ class LightHubertFeedForward(nn.Module):
         self.intermediate_dropout = nn.Dropout(config.activation_dropout)
         self.output_dense = linear(shape.intermediate_size, config.hidden_size)
         self.output_dropout = nn.Dropout(config.hidden_dropout)
-        self._packed_input, self._packed_output = PackedLinears(), PackedLinears()
+        self._packed = PackedLinears()
 
     def set_active(self, hidden_size: int, intermediate_size: int) -> None:
         stream, units = ((0, hidden_size),), ffn_ranges(hidden_size, intermediate_size, self.full_hidden_size)
@@ -170,13 +173,18 @@ class LightHubertFeedForward(nn.Module):
         self.output_dense.set_active(in_ranges=units, out_ranges=stream)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        (hidden_states,) = self._packed_input.run([self.intermediate_dense], hidden_states, self.intermediate_act_fn)
-        (hidden_states,) = self._packed_output.run([self.output_dense], self.intermediate_dropout(hidden_states))
+        linears = [self.intermediate_dense], [self.output_dense]
+        packed = self._packed.get(linears, hidden_states, self.intermediate_act_fn)
+        if packed is None:
+            hidden_states = activate(self.intermediate_act_fn, self.intermediate_dense, hidden_states)
+            hidden_states = self.output_dense(self.intermediate_dropout(hidden_states))
+        else:
+            hidden_states = packed[0].multiply(hidden_states, gelu=True)
+            hidden_states = packed[1].multiply(self.intermediate_dropout(hidden_states))
         return self.output_dropout(hidden_states)
 
     def _apply(self, fn, recurse=True):
-        self._packed_input.clear()
-        self._packed_output.clear()
+        self._packed.clear()
         return super()._apply(fn, recurse)
 
 

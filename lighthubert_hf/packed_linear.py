@@ -12,75 +12,68 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers.activations import GELUActivation
 
 from .elastic import ElasticLinear
-from .fast_paths import WeightCache, activate, can_pack, is_watched, runs_plainly, wants_gradients
+from .fast_paths import WeightCache, can_pack, is_watched, runs_plainly, wants_gradients
 
 
 class PackedWeight:
-    """Weights `(out_features, in_features)` and bias of a linear layer, arranged for oneDNN if that can be."""
+    """Weights `(out_features, in_features)`, float32, and bias of a linear layer, arranged for oneDNN."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
-        self.is_packed = weight.dtype == torch.float32 and can_pack()
-        weight = weight.contiguous()
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.is_packed else weight
-        self._bias = bias
+        self._weight, self._bias = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()), bias
 
     def multiply(self, rows: torch.Tensor, gelu: bool = False) -> torch.Tensor:
         """`(..., in_features)` to `(..., out_features)`, and GELU of that."""
-        if not self.is_packed:
-            out = F.linear(rows, self._weight, self._bias)
-            return F.gelu(out) if gelu else out
         operations = ("gelu", [], "none") if gelu else ("none", [], "")
-        return torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, *operations)
+        return torch.ops.mkldnn._linear_pointwise.default(rows, self._weight, self._bias, *operations)
 
 
 class PackedLinears:
-    """Runs linear layers of one input, and an activation, on packed weights that it keeps; else as they are."""
+    """Keeps the weights of a module's linear layers packed, as long as they may stand in for the layers."""
 
     def __init__(self):
         self._packed = WeightCache()
 
-    def run(
-        self, linears: Sequence[nn.Module], hidden_states: torch.Tensor, activation: nn.Module | None = None
-    ) -> Sequence[torch.Tensor]:
-        """What each of `linears` makes of `hidden_states`, `(..., in_features)`, then the activation, if any."""
-        if not self._may_replace(linears, hidden_states, activation):
-            if activation is None:
-                return [linear(hidden_states) for linear in linears]
-            return [activate(activation, linear, hidden_states) for linear in linears]
-        parameters = [parameter for linear in linears for parameter in (linear.weight, linear.bias)]
-        ranges = [(linear.out_ranges, linear.in_ranges) for linear in linears if type(linear) is ElasticLinear]
-        packed, sizes = self._packed.get(parameters, lambda: _pack(linears), ranges)
-        return packed.multiply(hidden_states, gelu=activation is not None).split(sizes, -1)
+    def get(
+        self, groups: Sequence[Sequence[nn.Module]], hidden_states: torch.Tensor, activation: nn.Module | None = None
+    ) -> list[PackedWeight] | None:
+        """For each of `groups`, layers of one input, their outputs side by side as one product.
 
-    @staticmethod
-    def _may_replace(linears, hidden_states: torch.Tensor, activation: nn.Module | None) -> bool:
+        Args:
+            groups: linear layers. The first group reads `hidden_states`, the others what the module makes of it.
+            activation: the module's activation, which has to be a GELU that nobody watches.
+
+        `None` where the layers must run themselves.
+        """
+        linears = [linear for group in groups for linear in group]
         if not all(type(linear) in (nn.Linear, ElasticLinear) and linear.bias is not None for linear in linears):
-            return False
-        tensors = [hidden_states, *(tensor for linear in linears for tensor in (linear.weight, linear.bias))]
-        watched = linears if activation is None else [*linears, activation]
-        return (
-            runs_plainly(tensors, (torch.float32,))
-            and not wants_gradients(tensors)
-            and not is_watched(*watched)
-            and (activation is None or type(activation) is GELUActivation)
-            and hidden_states.numel() > 0
-            and can_pack()
-        )
+            return None
+        parameters = [parameter for linear in linears for parameter in (linear.weight, linear.bias)]
+        tensors = [hidden_states, *parameters]
+        if (
+            not runs_plainly(tensors, (torch.float32,))
+            or wants_gradients(tensors)
+            or is_watched(*linears)
+            or (activation is not None and (type(activation) is not GELUActivation or is_watched(activation)))
+            or not hidden_states.numel()
+            or not can_pack()
+        ):
+            return None
+        ranges = [(linear.out_ranges, linear.in_ranges) for linear in linears if type(linear) is ElasticLinear]
+        return self._packed.get(parameters, lambda: [_pack(group) for group in groups], ranges)
 
     def clear(self) -> None:
         """Forget the weights, which are about to be moved or cast."""
         self._packed.clear()
 
 
-def _pack(linears: Sequence[nn.Linear]) -> tuple[PackedWeight, list[int]]:
-    """What of `linears` takes part, as one layer, and how many outputs each of them has."""
+def _pack(linears: Sequence[nn.Linear]) -> PackedWeight:
+    """What of `linears` takes part, as one layer."""
     states = [
         linear.active_state() if type(linear) is ElasticLinear else {"weight": linear.weight, "bias": linear.bias}
         for linear in linears
     ]
-    weights, biases = ([state[name] for state in states] for name in ("weight", "bias"))
-    return PackedWeight(torch.cat(weights), torch.cat(biases)), [len(bias) for bias in biases]
+    weight, bias = (torch.cat([state[name] for state in states]) for name in ("weight", "bias"))
+    return PackedWeight(weight, bias)
