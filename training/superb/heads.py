@@ -26,20 +26,6 @@ class WeightedSum(nn.Module):
         return self.weight.detach().softmax(-1).tolist()
 
 
-class UtteranceClassifier(nn.Module):
-    """Linear, mean over frames, linear. All of it is linear in the frames: their mean may be taken beforehand."""
-
-    def __init__(self, num_states: int, width: int, num_outputs: int, *, projection: int = 256):
-        super().__init__()
-        self.weighted_sum = WeightedSum(num_states)
-        self.projection = nn.Linear(width, projection)
-        self.output = nn.Linear(projection, num_outputs)
-
-    def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        hidden = self.projection(self.weighted_sum(features))
-        return self.output(_mean(hidden, lengths))
-
-
 class FrameClassifier(nn.Module):
     """Linear, linear: the logits of every frame, for CTC over phones."""
 
@@ -51,6 +37,14 @@ class FrameClassifier(nn.Module):
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         return self.output(self.projection(self.weighted_sum(features)))
+
+
+class UtteranceClassifier(FrameClassifier):
+    """Linear, mean over frames, linear. All of it is linear in the frames: their mean may be taken beforehand."""
+
+    def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        hidden = self.projection(self.weighted_sum(features))
+        return self.output(_mean(hidden, lengths))
 
 
 class RecurrentRecogniser(nn.Module):
