@@ -93,9 +93,9 @@ def finetune(
 ) -> None:
     """Train a recogniser, classifier, speaker verifier or diariser (the recipe's `task`) on a subnet, a supernet's
     subnet or a plain HuBERT."""
-    from .training.finetuning import finetune
-    from .training.finetuning_recipes import load_finetuning_recipe
-    from .training.finetuning_results import describe
+    from .training.finetuning.recipes import load_finetuning_recipe
+    from .training.finetuning.results import describe
+    from .training.finetuning.run import finetune
 
     result = finetune(load_finetuning_recipe(recipe, overrides or []), resume=resume)
     _answer(result, as_json, describe(result))

@@ -239,7 +239,7 @@ def _recognition(folder: Path, settings: DemoSettings, speech: dict[str, Any], n
 
 
 def _character_error_rate(folder: Path, settings: DemoSettings, train, held_out, name: str, kind: str) -> float:
-    from .finetuning import finetune
+    from .finetuning.run import finetune
 
     output = folder / "ctc" / f"{name}-{kind}"
     finished = output / "metrics.json"
@@ -251,7 +251,7 @@ def _character_error_rate(folder: Path, settings: DemoSettings, train, held_out,
 
 
 def _ctc_recipe(output: Path, model: Path, settings: DemoSettings, train, held_out, kind: str):
-    from .ctc_recipe import CtcRecipe
+    from .finetuning.ctc_recipe import CtcRecipe
 
     if kind == "distilled":  # what was learnt is left alone until the head can read it
         freezing = {"freeze": "feature_encoder", "head_only_steps": settings.ctc_steps * 2 // 5}

@@ -20,8 +20,8 @@ from transformers import HubertConfig, HubertForCTC, Wav2Vec2Processor
 
 from .audio import SAMPLING_RATE
 from .batching import Batch, training_loader, validation_loader
-from .ctc_data import build_processor, characters
-from .ctc_decoding import greedy_ids, transcriptions
+from .finetuning.ctc_data import build_processor, characters
+from .finetuning.ctc_decoding import greedy_ids, transcriptions
 from .memory import trim_every_so_often
 from .streaming import AudioSource
 

@@ -16,7 +16,7 @@ from lighthubert_hf.metrics import (
     WordErrorRate,
 )
 
-from ..ctc_data import frames_needed
+from ..finetuning.ctc_data import frames_needed
 from .heads import FrameClassifier, RecurrentRecogniser
 from .splits import Utterance
 from .task import Batch, Metric, Task, head_outputs

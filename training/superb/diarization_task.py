@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lighthubert_hf.metrics import DiarizationErrorRate
 
-from ..classification_data import frame_activity
+from ..finetuning.classification_data import frame_activity
 from .heads import Diarizer
 from .losses import pit_bce
 from .splits import Utterance

@@ -22,16 +22,16 @@ from transformers.integrations import TensorBoardCallback
 
 from lighthubert_hf.publishing import push_folder
 
+from ..labelled_speech import SAMPLING_RATE, DoesNotFit, MemoryBatches, SpeechExample, StreamedBatches, read_examples
+from ..recipe import SourceSection
+from ..sources import AudioSource
 from .classification_tasks import ClassificationTask, DiarizationTask, VerificationTask
 from .ctc_task import CtcTask
-from .finetuning_model import Thawing, add_lora, build_model, freeze
-from .finetuning_recipe import FineTuningRecipe
-from .finetuning_results import save_results, write_text
-from .finetuning_task import FineTuningTask
-from .finetuning_trainer import SpeechTrainer, last_complete_checkpoint, load_data_state
-from .labelled_speech import SAMPLING_RATE, DoesNotFit, MemoryBatches, SpeechExample, StreamedBatches, read_examples
-from .recipe import SourceSection
-from .sources import AudioSource
+from .model import Thawing, add_lora, build_model, freeze
+from .recipe import FineTuningRecipe
+from .results import save_results, write_text
+from .task import FineTuningTask
+from .trainer import SpeechTrainer, last_complete_checkpoint, load_data_state
 
 logger = logging.getLogger(__name__)
 

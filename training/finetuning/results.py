@@ -14,8 +14,8 @@ from transformers.utils import cached_file
 from lighthubert_hf.model_card import FACTS_FILE, CardFacts, is_hub_id
 from lighthubert_hf.model_folder import save_model_folder
 
-from .finetuning_recipe import FineTuningRecipe, PretrainedSection
-from .finetuning_task import FineTuningTask
+from .recipe import FineTuningRecipe, PretrainedSection
+from .task import FineTuningTask
 
 logger = logging.getLogger(__name__)
 

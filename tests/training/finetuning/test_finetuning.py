@@ -10,13 +10,13 @@ import torch
 from transformers import AutoModelForCTC, HubertConfig, HubertModel, pipeline
 
 from lighthubert_hf import LightHubertForCTC, LightHubertModel
-from lighthubert_hf.training import finetuning
-from lighthubert_hf.training.ctc_recipe import CtcRecipe
-from lighthubert_hf.training.ctc_trainer import CtcTrainer
-from lighthubert_hf.training.finetuning import finetune
-from lighthubert_hf.training.finetuning_model import Thawing, build_model
-from lighthubert_hf.training.finetuning_recipe import FreezingSection, PretrainedSection
-from lighthubert_hf.training.finetuning_trainer import last_complete_checkpoint, load_data_state
+from lighthubert_hf.training.finetuning import run as finetuning
+from lighthubert_hf.training.finetuning.ctc_recipe import CtcRecipe
+from lighthubert_hf.training.finetuning.ctc_trainer import CtcTrainer
+from lighthubert_hf.training.finetuning.model import Thawing, build_model
+from lighthubert_hf.training.finetuning.recipe import FreezingSection, PretrainedSection
+from lighthubert_hf.training.finetuning.run import finetune
+from lighthubert_hf.training.finetuning.trainer import last_complete_checkpoint, load_data_state
 from lighthubert_hf.training.labelled_speech import read_examples
 from lighthubert_hf.training.sources import AudioSource
 from lighthubert_hf.training.synthetic_speech import synthesise_corpus
@@ -464,7 +464,7 @@ def test_sources_without_transcripts(corpus, tmp_path):
 
 
 def test_the_script_of_the_guide_runs(corpus, supernet, tmp_path, monkeypatch, capsys):
-    guide = (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[3] / "docs" / "finetuning.md").read_text(encoding="utf-8")
     script = guide.split("```python\n")[1].split("```")[0]
     LightHubertModel.from_pretrained(supernet).extract_subnet().save_pretrained(tmp_path / "subnet")
     for name, value in {

@@ -10,10 +10,10 @@ import torch
 from transformers import PretrainedConfig, ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from .finetuning_model import head_parameters
-from .labelled_speech import Batch, SpeechExample, batches_of_similar_length
-from .recipe import ScheduleSection
-from .schedule import make_scheduler
+from ..labelled_speech import Batch, SpeechExample, batches_of_similar_length
+from ..recipe import ScheduleSection
+from ..schedule import make_scheduler
+from .model import head_parameters
 
 DATA_STATE = "data_state.json"
 Row = tuple[Any, ...]

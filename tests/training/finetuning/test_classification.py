@@ -29,16 +29,21 @@ from lighthubert_hf import (
     LightHubertForXVector,
 )
 from lighthubert_hf.metrics import EqualErrorRate
-from lighthubert_hf.training.classification_data import ActivityCollator, ClassCollator, Classes, frame_activity
-from lighthubert_hf.training.classification_recipe import ClassificationRecipe
-from lighthubert_hf.training.classification_trainer import (
+from lighthubert_hf.training.finetuning.classification_data import (
+    ActivityCollator,
+    ClassCollator,
+    Classes,
+    frame_activity,
+)
+from lighthubert_hf.training.finetuning.classification_recipe import ClassificationRecipe
+from lighthubert_hf.training.finetuning.classification_trainer import (
     ClassificationTrainer,
     DiarizationTrainer,
     VerificationTrainer,
 )
-from lighthubert_hf.training.finetuning import finetune
-from lighthubert_hf.training.finetuning_recipes import load_finetuning_recipe
-from lighthubert_hf.training.finetuning_trainer import SpeechTrainer
+from lighthubert_hf.training.finetuning.recipes import load_finetuning_recipe
+from lighthubert_hf.training.finetuning.run import finetune
+from lighthubert_hf.training.finetuning.trainer import SpeechTrainer
 from lighthubert_hf.training.labelled_speech import SpeechExample
 from lighthubert_hf.training.recipe import ScheduleSection
 from lighthubert_hf.training.synthetic_tasks import KEYWORDS, TRAINING_VOICES, VERIFICATION_VOICES, synthesise_task
@@ -404,7 +409,7 @@ def test_the_command_knows_the_models():
     code = """
 import sys
 sys.argv[0] = "lighthubert"
-import lighthubert_hf.training.finetuning_model
+import lighthubert_hf.training.finetuning.model
 from transformers import AutoModelForCTC
 from lighthubert_hf.configuration_lighthubert import LightHubertConfig
 print(LightHubertConfig in AutoModelForCTC._model_mapping)

@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from lighthubert_hf.training.finetuning import finetune
-from lighthubert_hf.training.finetuning_recipe import FineTuningRecipe
-from lighthubert_hf.training.finetuning_recipes import load_finetuning_recipe
+from lighthubert_hf.training.finetuning.recipe import FineTuningRecipe
+from lighthubert_hf.training.finetuning.recipes import load_finetuning_recipe
+from lighthubert_hf.training.finetuning.run import finetune
 from lighthubert_hf.training.recipe import parse_recipe, shipped_recipes
 
 MINIMAL = {

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, Wav2Vec2CTCTokenizer, Wav2Vec2Feature
 
 from lighthubert_hf.feature_encoder import conv_output_lengths
 
-from .labelled_speech import SAMPLING_RATE, Batch, SpeechExample, pad_waveforms, shortest_input
+from ..labelled_speech import SAMPLING_RATE, Batch, SpeechExample, pad_waveforms, shortest_input
 
 BLANK, UNKNOWN, WORD_DELIMITER = "<pad>", "<unk>", "|"
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from lighthubert_hf.metrics import CharacterErrorRate, WordErrorRate
 
+from ..labelled_speech import Batch, SpeechExample
 from .ctc_decoding import greedy_ids, transcriptions
-from .finetuning_trainer import Row, SpeechTrainer
-from .labelled_speech import Batch, SpeechExample
+from .trainer import Row, SpeechTrainer
 
 
 class CtcTrainer(SpeechTrainer):

@@ -13,8 +13,8 @@ from lighthubert_hf import LightHubertConfig  # from the package: that registers
 from lighthubert_hf.extraction import subnet_config
 from lighthubert_hf.search_space import SearchSpace, Subnet
 
-from .finetuning_recipe import FreezingSection, LoraSection, PretrainedSection
-from .recipe import SubnetSection
+from ..recipe import SubnetSection
+from .recipe import FreezingSection, LoraSection, PretrainedSection
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from lighthubert_hf.metrics import Accuracy, AllSlotsAccuracy, DiarizationErrorRate, EqualErrorRate
 
-from .finetuning_trainer import Row, SpeechTrainer
-from .labelled_speech import Batch, SpeechExample
-from .superb.diarization_task import MEDIAN_FRAMES, THRESHOLD, median_filter
-from .superb.losses import pit_bce
+from ..labelled_speech import Batch, SpeechExample
+from ..superb.diarization_task import MEDIAN_FRAMES, THRESHOLD, median_filter
+from ..superb.losses import pit_bce
+from .trainer import Row, SpeechTrainer
 
 
 class ClassificationTrainer(SpeechTrainer):

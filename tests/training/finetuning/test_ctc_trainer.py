@@ -13,9 +13,9 @@ import torch
 from transformers import HubertForCTC, TrainingArguments
 
 from lighthubert_hf import LightHubertConfig, LightHubertForCTC
-from lighthubert_hf.training.ctc_data import CtcCollator, build_processor, characters
-from lighthubert_hf.training.ctc_decoding import transcribe
-from lighthubert_hf.training.ctc_trainer import CtcTrainer, error_rates
+from lighthubert_hf.training.finetuning.ctc_data import CtcCollator, build_processor, characters
+from lighthubert_hf.training.finetuning.ctc_decoding import transcribe
+from lighthubert_hf.training.finetuning.ctc_trainer import CtcTrainer, error_rates
 from lighthubert_hf.training.labelled_speech import SpeechExample
 from lighthubert_hf.training.recipe import ScheduleSection
 from lighthubert_hf.training.synthetic_speech import synthesise_corpus
@@ -107,8 +107,8 @@ def test_two_processes_train_the_same_model_and_agree_on_the_scores(tmp_path):
         import json, sys, torch
         torch.set_num_threads(1)
         import torch.distributed as dist
-        from lighthubert_hf.training import finetuning
-        from lighthubert_hf.training.ctc_recipe import CtcRecipe
+        from lighthubert_hf.training.finetuning import run as finetuning
+        from lighthubert_hf.training.finetuning.ctc_recipe import CtcRecipe
         sys.path.insert(0, {str(os.path.dirname(__file__))!r})
         from test_finetuning import make_recipe
         trainers = []

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from pydantic import ConfigDict
 
+from ..recipe import Section, load_recipe
 from .classification_recipe import ClassificationRecipe
 from .ctc_recipe import CtcRecipe
-from .finetuning_recipe import FineTuningRecipe
-from .recipe import Section, load_recipe
+from .recipe import FineTuningRecipe
 
 KINDS: dict[str, type[FineTuningRecipe]] = {
     "ctc": CtcRecipe,

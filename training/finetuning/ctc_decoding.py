@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel, Wav2Vec2Processor
 
-from .finetuning_trainer import padded_seconds
-from .labelled_speech import SpeechExample, batches_of_similar_length, pad_waveforms
+from ..labelled_speech import SpeechExample, batches_of_similar_length, pad_waveforms
+from .trainer import padded_seconds
 
 
 def greedy_ids(model: PreTrainedModel, logits: torch.Tensor, attention_mask: torch.Tensor) -> torch.LongTensor:

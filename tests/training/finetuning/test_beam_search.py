@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lighthubert_hf.training.beam_search import BeamSearch
-from lighthubert_hf.training.ctc_data import build_processor, characters
+from lighthubert_hf.training.finetuning.beam_search import BeamSearch
+from lighthubert_hf.training.finetuning.ctc_data import build_processor, characters
 
 PROCESSOR = build_processor(characters(["ab", "a b"]))  # blank, unknown, space, a, b
 ARPA = """\\data\\

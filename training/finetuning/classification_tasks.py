@@ -11,14 +11,14 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
+from ..labelled_speech import SpeechExample
+from ..sources import AudioSource
+from ..superb.verification_task import read_trials
+from ..synthetic_tasks import TRIALS, synthesise_task
 from .classification_data import ActivityCollator, ClassCollator, Classes
 from .classification_trainer import ClassificationTrainer, DiarizationTrainer, VerificationTrainer
 from .ctc_data import build_feature_extractor
-from .finetuning_task import FineTuningTask
-from .labelled_speech import SpeechExample
-from .sources import AudioSource
-from .superb.verification_task import read_trials
-from .synthetic_tasks import TRIALS, synthesise_task
+from .task import FineTuningTask
 
 
 class _LabelledTask(FineTuningTask):

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
-from .finetuning_recipe import FineTuningRecipe
-from .finetuning_trainer import SpeechTrainer
-from .labelled_speech import SpeechExample
-from .sources import AudioSource
+from ..labelled_speech import SpeechExample
+from ..sources import AudioSource
+from .recipe import FineTuningRecipe
+from .trainer import SpeechTrainer
 
 
 class FineTuningTask:

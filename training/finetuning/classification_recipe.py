@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 from pydantic import model_validator as checked
 
-from .finetuning_recipe import FineTuningRecipe, LabelledDataSection, SpecAugmentSection
+from .recipe import FineTuningRecipe, LabelledDataSection, SpecAugmentSection
 
 SyntheticTask = Literal["ks", "ic", "er", "sid", "asv", "sd"]
 

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 
 from lighthubert_hf.feature_encoder import conv_output_lengths, receptive_field
 
-from .labelled_speech import SAMPLING_RATE, Batch, SpeechExample, pad_waveforms, shortest_input
+from ..labelled_speech import SAMPLING_RATE, Batch, SpeechExample, pad_waveforms, shortest_input
 
 SLOT_SEPARATOR = ": "
 

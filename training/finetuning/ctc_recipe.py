@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic import model_validator as checked
 
-from .finetuning_recipe import FineTuningRecipe, LabelledDataSection
-from .recipe import Section
+from ..recipe import Section
+from .recipe import FineTuningRecipe, LabelledDataSection
 
 
 class TranscribedDataSection(LabelledDataSection):

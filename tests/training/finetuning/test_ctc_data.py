@@ -11,8 +11,14 @@ from torch.nn import functional as F
 from transformers import Wav2Vec2FeatureExtractor
 
 from lighthubert_hf import LightHubertConfig, LightHubertForCTC
-from lighthubert_hf.training.ctc_data import CtcCollator, build_processor, characters, frames_needed, load_processor
-from lighthubert_hf.training.ctc_decoding import transcriptions
+from lighthubert_hf.training.finetuning.ctc_data import (
+    CtcCollator,
+    build_processor,
+    characters,
+    frames_needed,
+    load_processor,
+)
+from lighthubert_hf.training.finetuning.ctc_decoding import transcriptions
 from lighthubert_hf.training.labelled_speech import SpeechExample
 
 ALPHABET = "abcdéß'"

@@ -1,0 +1,1 @@
+"""Fine-tuning with transformers' Trainer: CTC, classes, speakers, who speaks when."""
