@@ -111,7 +111,7 @@ def _random_subnets_of_its_size(
 def save_subnets(
     folder: Path, supernet: str, picks: list[dict[str, Any]], teacher: str, settings: DemoSettings
 ) -> dict[str, Path]:
-    """Extract every pick into a complete model folder and load it in a process that lacks this package."""
+    """Extract every pick into a complete model folder and load them in a process that lacks this package."""
     from transformers import AutoFeatureExtractor
 
     from lighthubert_hf.model_card import CardFacts
@@ -134,8 +134,8 @@ def save_subnets(
         folders[pick["name"]] = save_model_folder(
             model.extract_subnet(subnet), folder / pick["name"], card=card, processor=extractor
         )
-        loaded = load_without_package(folders[pick["name"]])
-        if loaded["shape"][-1] != subnet.hidden_size:
+    for pick, loaded in zip(picks, load_without_package(*folders.values())):
+        if loaded["shape"][-1] != pick["subnet"]["hidden_size"]:
             raise ValueError(f"{folders[pick['name']]} loaded as another model: its output is {loaded['shape']}")
     return folders
 
