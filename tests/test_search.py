@@ -43,9 +43,15 @@ def found_by(result, algorithm):
     return {scored.subnet: scored.score for scored in result.subnets if algorithm in scored.found_by}
 
 
-def test_both_algorithms_share_a_budget_and_the_scores(tiny_supernet, tmp_path):
-    score = Counted()
-    result = search(tiny_supernet, score, tmp_path, **SMALL)
+@pytest.fixture(scope="module")
+def whole(make_model, tmp_path_factory):
+    """Folder, result and score of one uninterrupted search, which others are compared with; to be left as it is."""
+    folder, score = tmp_path_factory.mktemp("searches") / "whole", Counted()
+    return folder, search(make_model(LightHubertModel), score, folder, supernet="me/first", **SMALL), score
+
+
+def test_both_algorithms_share_a_budget_and_the_scores(tiny_supernet, whole):
+    _, result, score = whole
     evolved, drawn = found_by(result, "evolutionary"), found_by(result, "random")
     assert len(evolved) == len(drawn) == 10
     assert len(score.asked) == len(set(score.asked)) == len(result.subnets) <= 20 - 4  # they begin with the same four
@@ -106,18 +112,17 @@ def test_limit_nobody_can_meet_scores_nothing(tiny_supernet, tmp_path):
 
 
 @pytest.mark.parametrize("stop_after", [0, 7, 13])
-def test_interrupted_search_goes_on_as_if_it_had_not_been(tiny_supernet, tmp_path, stop_after):
-    whole = search(tiny_supernet, analytic, tmp_path / "whole", **SMALL)
+def test_interrupted_search_goes_on_as_if_it_had_not_been(tiny_supernet, tmp_path, stop_after, whole):
     score = Counted(stop_after)
     with pytest.raises(KeyboardInterrupt):
-        search(tiny_supernet, score, tmp_path / "parts", **SMALL)
-    early = json.loads((tmp_path / "parts" / "pareto.json").read_text())
+        search(tiny_supernet, score, tmp_path, **SMALL)
+    early = json.loads((tmp_path / "pareto.json").read_text())
     assert len(early["scored"]) == stop_after  # what was found is reported all the same
     again = Counted()
-    result = search(tiny_supernet, again, tmp_path / "parts", **SMALL)
+    result = search(tiny_supernet, again, tmp_path, **SMALL)
     assert not set(again.asked) & set(score.asked)
-    assert result.subnets == whole.subnets
-    assert result.hypervolume == whole.hypervolume
+    assert result.subnets == whole[1].subnets
+    assert result.hypervolume == whole[1].hypervolume
 
 
 def test_search_goes_on_after_an_error_of_the_score(tiny_supernet, tmp_path):
@@ -137,21 +142,19 @@ def test_more_trials_continue_a_finished_search(tiny_supernet, tmp_path):
     assert len(result.hypervolume["evolutionary"]) == 14
 
 
-def test_seeds(tiny_supernet, tmp_path):
-    results = [
-        search(tiny_supernet, analytic, tmp_path / str(i), seed=seed, **SMALL) for i, seed in enumerate((3, 3, 4))
-    ]
-    assert results[0].subnets == results[1].subnets
-    assert results[0].subnets != results[2].subnets
+def test_seeds(tiny_supernet, tmp_path, whole):
+    same, other = (search(tiny_supernet, analytic, tmp_path / str(seed), seed=seed, **SMALL) for seed in (0, 4))
+    assert same.subnets == whole[1].subnets
+    assert other.subnets != whole[1].subnets
 
 
-def test_another_supernet_or_other_settings_are_refused(tiny_supernet, make_model, tmp_path):
-    search(tiny_supernet, analytic, tmp_path, supernet="me/first", **SMALL)
+def test_another_supernet_or_other_settings_are_refused(tiny_supernet, make_model, whole):
+    folder, *_ = whole
     other = make_model(LightHubertModel, seed=1)
     with pytest.raises(
         ValueError, match=r"holds a search of another supernet \(me/first.*choose another output folder"
     ):
-        search(other, analytic, tmp_path, **SMALL)
+        search(other, analytic, folder, **SMALL)
     for changes, message in [
         ({"seed": 1}, "seed was 0, now 1"),
         ({"objectives": [Cost("macs")]}, r"objectives was \['loss', 'parameters'\], now"),
@@ -159,9 +162,9 @@ def test_another_supernet_or_other_settings_are_refused(tiny_supernet, make_mode
         ({"population_size": 5}, "population_size was 4, now 5"),
     ]:
         with pytest.raises(ValueError, match=message):
-            search(tiny_supernet, analytic, tmp_path, **{"supernet": "me/first"} | SMALL | changes)
+            search(tiny_supernet, analytic, folder, **{"supernet": "me/first"} | SMALL | changes)
     with pytest.raises(ValueError, match="score_fingerprint was '', now 'other audio'"):
-        search(tiny_supernet, Score(analytic, fingerprint="other audio"), tmp_path, supernet="me/first", **SMALL)
+        search(tiny_supernet, Score(analytic, fingerprint="other audio"), folder, supernet="me/first", **SMALL)
 
 
 def test_fingerprint_sees_every_weight_and_the_space(make_model):
@@ -177,13 +180,13 @@ def test_fingerprint_sees_every_weight_and_the_space(make_model):
     assert supernet_fingerprint(model.to(torch.bfloat16)) not in (before, changed)
 
 
-def test_a_score_to_be_maximised(tiny_supernet, tmp_path):
+def test_a_score_to_be_maximised(tiny_supernet, tmp_path, whole):
+    _, mirrored, _ = whole
     accuracy = Score(lambda subnet: -analytic(subnet), "accuracy", maximize=True)
-    result = search(tiny_supernet, accuracy, tmp_path / "max", **SMALL)
-    mirrored = search(tiny_supernet, analytic, tmp_path / "min", **SMALL)
+    result = search(tiny_supernet, accuracy, tmp_path, **SMALL)
     assert [s.subnet for s in result.front] == [s.subnet for s in mirrored.front]
     assert result.hypervolume == mirrored.hypervolume
-    data = json.loads((tmp_path / "max" / "pareto.json").read_text())
+    data = json.loads((tmp_path / "pareto.json").read_text())
     assert data["objectives"] == ["accuracy", "parameters"]
     assert data["scored"][0]["accuracy"] == -analytic(result.subnets[0].subnet)
 
@@ -271,9 +274,8 @@ def test_extracted_subnets_are_models_that_compute_the_same(make_model, tmp_path
     assert len([scored for scored in again.subnets if scored.folder]) == 2
 
 
-def test_study_opens_in_optuna(tiny_supernet, tmp_path):
-    search(tiny_supernet, analytic, tmp_path, **SMALL)
-    study = optuna.load_study(study_name="evolutionary", storage=f"sqlite:///{tmp_path / 'study.db'}")
+def test_study_opens_in_optuna(whole):
+    study = optuna.load_study(study_name="evolutionary", storage=f"sqlite:///{whole[0] / 'study.db'}")
     assert study.metric_names == ["loss", "parameters"]
     frame = study.trials_dataframe()
     assert len(frame) == 10
@@ -312,7 +314,7 @@ def test_custom_score_that_cannot_be_loaded(reference, message):
         Score.load(reference)
 
 
-def start(model, tmp_path, trials=16, algorithms=("evolutionary", "random")) -> multiprocessing.Process:
+def start(model, tmp_path, trials=16, algorithms=("evolutionary", "random"), population=5) -> multiprocessing.Process:
     """A search in a process of its own, forked to begin at once; its score writes down what it is asked."""
 
     def logged(subnet):
@@ -321,7 +323,7 @@ def start(model, tmp_path, trials=16, algorithms=("evolutionary", "random")) -> 
         time.sleep(0.05)
         return analytic(subnet)
 
-    settings = {"trials": trials, "population_size": 5, "algorithms": algorithms, "progress": False}
+    settings = {"trials": trials, "population_size": population, "algorithms": algorithms, "progress": False}
     process = multiprocessing.get_context("fork").Process(
         target=search, args=(model, logged, tmp_path / "out"), kwargs=settings
     )
@@ -355,9 +357,9 @@ def test_a_subnet_that_two_algorithms_draw_at_once_is_scored_once(tiny_supernet,
 
 
 @pytest.mark.parametrize("scored", [1, 14])
-def test_killed_search_goes_on_as_if_it_had_not_been(tiny_supernet, tmp_path, scored):
+def test_killed_search_goes_on_as_if_it_had_not_been(tiny_supernet, tmp_path, scored, whole):
     """Killed while it scores the smallest subnet, without which no search ends, and later."""
-    process = start(tiny_supernet, tmp_path, trials=10)
+    process = start(tiny_supernet, tmp_path, SMALL["trials"], population=SMALL["population_size"])
     log, before = tmp_path / "log", []
     while process.is_alive() and len(before) < scored:
         time.sleep(0.01)
@@ -365,11 +367,9 @@ def test_killed_search_goes_on_as_if_it_had_not_been(tiny_supernet, tmp_path, sc
     process.kill()
     process.join()
     before = log.read_text().split()
-    settings = SMALL | {"population_size": 5}
     score = Counted()
-    result = search(tiny_supernet, score, tmp_path / "out", **settings)
+    result = search(tiny_supernet, score, tmp_path / "out", **SMALL)
     # At most the subnet that was being scored when the process died is scored again.
     assert len(set(before) & {subnet.key for subnet in score.asked}) <= 1
-    whole = search(tiny_supernet, analytic, tmp_path / "whole", **settings)
-    assert (result.subnets, result.hypervolume) == (whole.subnets, whole.hypervolume)
+    assert (result.subnets, result.hypervolume) == (whole[1].subnets, whole[1].hypervolume)
     assert not list((tmp_path / "out").glob(".*"))
