@@ -166,11 +166,17 @@ def _export(model: nn.Module, example: tuple[torch.Tensor, torch.Tensor], path: 
     try:
         with warnings.catch_warnings(), _quiet("torch.onnx"):
             warnings.simplefilter("ignore")  # about the exporter's own insides
-            program = torch.onnx.export(
+            # Captured here: the exporter would first try without `strict`, twice, in vain and for seconds.
+            captured = torch.export.export(
                 model,
                 example,
-                dynamo=True,
                 dynamic_shapes=[{0: batch, 1: samples}] * 2,
+                strict=True,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+            program = torch.onnx.export(
+                captured,
+                dynamo=True,
                 input_names=list(_INPUTS),
                 output_names=[name],
                 verbose=False,
