@@ -98,7 +98,7 @@ def output(tmp_path_factory):
 def test_additions_get_the_plain_recipes_work(output):
     results, shop = parts.Results(output), distilling.Workshop(output, SETTING, 0)
     plain, before = results.of("stage2", 0), results.of("stage1", 0)
-    for name, budget in (("sorting", plain["flop"]), ("economical", plain["flop"] + before["flop"])):
+    for name, budget in (("sorting", plain["flop"]), ("teacher-init-in-place", plain["flop"] + before["flop"])):
         record = distilling.addition(shop, name, plain, before)
         step = record["flop"] / record["steps"]
         assert abs(record["flop"] - budget) < 1.5 * step

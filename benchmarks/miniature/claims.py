@@ -204,7 +204,7 @@ def _fifth(seeds: Seeds) -> list[Row]:
 def total_curve(seed: dict[str, Any], name: str, measure: str = "flop") -> list[tuple[float, float]]:
     """Work, as a share of the plain recipe's total, and mean loss of the random subnets, at every validation."""
     before, plain = seed["stage1"][measure], seed["stage2"][measure]
-    start = 0.0 if name in ("teacher-init", "economical") else before
+    start = 0.0 if name.startswith("teacher-init") else before
     record = seed["stage2"] if name == "plain" else seed[name]
     return [((start + point[measure]) / (before + plain), point["random"]) for point in record["curve"]]
 

@@ -40,10 +40,10 @@ ADDITIONS: dict[str, dict[str, Any]] = {
     "shrinking": {"kind": "random", "phases": "progressive"},
     "sorting": PLAIN,
     "teacher-init": PLAIN,
-    "economical": {"kind": "sandwich", "num_random": 1, "in_place_weight": 0.2},
+    "teacher-init-in-place": {"kind": "sandwich", "num_random": 1, "in_place_weight": 0.2},
 }
 # These have no stage 1 and get its work as well.
-FROM_TEACHER = ("teacher-init", "economical")
+FROM_TEACHER = ("teacher-init", "teacher-init-in-place")
 _KNOBS = ("ffn_ratio", "num_attention_heads", "hidden_size", "num_hidden_layers")
 
 

@@ -18,7 +18,7 @@ NAMES = {
     "shrinking": "progressive shrinking",
     "sorting": "importance sorting after stage 1",
     "teacher-init": "teacher initialisation, no stage 1",
-    "economical": "teacher initialisation, sandwich rule and in-place distillation",
+    "teacher-init-in-place": "teacher initialisation, sandwich rule and in-place distillation",
 }
 CLAIMS = {
     "1": "The largest subnet after stage 1 is as good as the teacher",
