@@ -35,20 +35,21 @@ def write_report(setting: Setting, output: Path, json_file: Path | None = None, 
 
     Args:
         json_file: where to write the results besides.
-        docs: a guide with the lines `<!-- miniature/run: begin -->` and `end`; plots go to `images/` beside it.
+        docs: a guide with the lines `<!-- miniature/run: begin -->` and `end`; plots go to `images/` beside it, under
+            its name.
     """
     results = Results(output).collect(setting)
     results = {"setting": setting.to_dict(), "machine": machine(), **_rounded(results)}
     text = report(results)
     write_json(output / "results.json", results)
     (output / "report.md").write_text(text + "\n", encoding="utf-8")
-    plots = plot_all(results, output)
+    plot_all(results, output)
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(json_file, results)
     if docs is not None:
         images = docs.parent / "images"
-        plots = plot_all(results, images)
+        plots = plot_all(results, images, docs.stem)
         shown = [f"![{title}](images/{path.name})" for path, title in plots.items()]
         publish("miniature/run", results, "\n\n".join([text, *shown]), argparse.Namespace(json=None, docs=docs))
     return text
