@@ -9,7 +9,8 @@ DEMO/
   ctc/NAME-*/        short CTC trainings on few labels, distilled and from scratch
   results.json results.md pareto.png
 
-Every part is skipped when it is there and made by the same settings, so an interrupted demo continues where it was.
+Every part that takes long is skipped when it is there and made by the same settings, so an interrupted demo continues
+where it was.
 """
 
 import json
