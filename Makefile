@@ -15,11 +15,14 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	$(BIN)/lighthubert demo --output demo
 
+# A file's tests run in one process, so that what they share is made once.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
 test: quality
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not gpu" tests
+	$(PYTEST) -m "not slow and not gpu" tests
 
 test-all: quality
-	$(BIN)/python -m pytest -n auto --dist loadgroup tests
+	$(PYTEST) tests
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check $(SOURCES)

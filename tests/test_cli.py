@@ -77,12 +77,18 @@ def test_extract_writes_a_static_model(tiny_supernet, tmp_path):
     assert (tmp_path / "out" / "preprocessor_config.json").is_file()
 
 
-def test_search_names_the_smallest_possible_value_and_leaves_nothing(tiny_supernet, tmp_path):
+def test_search_names_the_smallest_possible_value_and_leaves_nothing(tiny_supernet, tmp_path, monkeypatch, capsys):
     tiny_supernet.save_pretrained(tmp_path / "supernet")
     (tmp_path / "scores.py").write_text("def width(subnet):\n    return subnet.hidden_size\n")
-    done = run("search", "supernet", "out", "--score", "scores.py:width", "--max-params", "1k", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(
-        "lighthubert: no subnet meets parameters <= 1k: the smallest possible value is"
+    monkeypatch.chdir(tmp_path)
+    arguments = ["search", "supernet", "out", "--score", "scores.py:width", "--max-params", "1k"]
+    monkeypatch.setattr(sys, "argv", ["lighthubert", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith("lighthubert: no subnet meets parameters <= 1k: the smallest possible value is")
     )
     assert not (tmp_path / "out").exists()

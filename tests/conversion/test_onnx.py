@@ -22,9 +22,6 @@ from lighthubert_hf.conversion import onnx as exporting
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-# In one process, which exports the model once for all of them.
-pytestmark = pytest.mark.xdist_group("onnx")
-
 UNEQUAL = Subnet(48, (1, 3, 2), (72, 96, 144))
 
 
