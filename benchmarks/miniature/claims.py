@@ -200,11 +200,12 @@ def _fifth(seeds: Seeds) -> list[Row]:
     return rows
 
 
-# Of the recipe with each addition: where its curve begins, in the plain recipe's total work.
 def total_curve(seed: dict[str, Any], name: str, measure: str = "flop") -> list[tuple[float, float]]:
     """Work, as a share of the plain recipe's total, and mean loss of the random subnets, at every validation."""
+    from distilling import FROM_TEACHER
+
     before, plain = seed["stage1"][measure], seed["stage2"][measure]
-    start = 0.0 if name.startswith("teacher-init") else before
+    start = 0.0 if name in FROM_TEACHER else before
     record = seed["stage2"] if name == "plain" else seed[name]
     return [((start + point[measure]) / (before + plain), point["random"]) for point in record["curve"]]
 

@@ -12,8 +12,8 @@ from matplotlib import pyplot as plt
 _COLOURS = plt.get_cmap("tab10").colors
 
 
-def plot_all(results: dict[str, Any], folder: Path, prefix: str = "miniature") -> dict[Path, str]:
-    """Draw what there are results for; the files, PREFIX-NAME.png, and what they show."""
+def plot_all(results: dict[str, Any], folder: Path) -> dict[Path, str]:
+    """Draw what there are results for; the files and what they show."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {}
     for name, (draw, needs, title) in PLOTS.items():
@@ -22,7 +22,7 @@ def plot_all(results: dict[str, Any], folder: Path, prefix: str = "miniature") -
             figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
             draw(axes, present)
             axes.spines[["top", "right"]].set_visible(False)
-            path = folder / f"{prefix}-{name}.png"
+            path = folder / f"miniature-{name}.png"
             figure.savefig(path, dpi=110)
             plt.close(figure)
             drawn[path] = title

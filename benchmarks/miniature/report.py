@@ -1,6 +1,7 @@
 """The report: tables for people, plots, and all results as JSON."""
 
 import argparse
+import shutil
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -43,14 +44,17 @@ def write_report(setting: Setting, output: Path, json_file: Path | None = None, 
     text = report(results)
     write_json(output / "results.json", results)
     (output / "report.md").write_text(text + "\n", encoding="utf-8")
-    plot_all(results, output)
+    plots = plot_all(results, output)
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(json_file, results)
     if docs is not None:
-        images = docs.parent / "images"
-        plots = plot_all(results, images, docs.stem)
-        shown = [f"![{title}](images/{path.name})" for path, title in plots.items()]
+        images, shown = docs.parent / "images", []
+        images.mkdir(exist_ok=True)
+        for path, title in plots.items():
+            name = docs.stem + path.name.removeprefix("miniature")
+            shutil.copy(path, images / name)
+            shown.append(f"![{title}](images/{name})")
         publish("miniature/run", results, "\n\n".join([text, *shown]), argparse.Namespace(json=None, docs=docs))
     return text
 

@@ -189,7 +189,9 @@ SETTINGS = {
         probe_steps={"pr": 2, "ks": 2, "ic": 2, "sid": 2, "asv": 2},
     ),
     # One seed with four times the steps: tells a claim that fails for want of training from one that fails.
-    "long": replace(DEFAULT, name="long", seeds=(0,), stage1_steps=800, stage2_steps=800),
+    "long": replace(
+        DEFAULT, name="long", seeds=(0,), stage1_steps=4 * DEFAULT.stage1_steps, stage2_steps=4 * DEFAULT.stage2_steps
+    ),
     # For one GPU and a day or so; nobody has run it.
     "gpu": replace(
         DEFAULT,
