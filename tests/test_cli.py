@@ -19,6 +19,26 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run([*LIGHTHUBERT, *arguments], capture_output=True, text=True, cwd=cwd, env=offline)
 
 
+@pytest.fixture
+def refusal(tmp_path, monkeypatch, capsys):
+    """`refusal(*arguments)`: what `lighthubert` says when it ends with status 2.
+
+    In this process, since starting one takes seconds, in `tmp_path` and offline, as `run`.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["lighthubert", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr().err
+        assert end.value.code == 2, said
+        return said
+
+    return call
+
+
 def test_help_needs_no_torch(tmp_path):
     script = (
         "import sys; sys.argv = ['lighthubert', '--help']\n"
@@ -47,18 +67,11 @@ def test_help_needs_no_torch(tmp_path):
         (["evaluate", "nowhere", "--tiny"], ["nowhere"]),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(arguments, named, tmp_path, monkeypatch, capsys):
-    """In this process, since starting one takes seconds; the tests below start theirs."""
+def test_bad_input_is_one_line_and_status_2(arguments, named, tmp_path, refusal):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lighthubert", *arguments])
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(SystemExit) as end:
-        main()
-    said = capsys.readouterr().err
-    assert end.value.code == 2, said
+    said = refusal(*arguments)
     lines = said.strip().splitlines()
     assert len(lines) == 1, said
     assert all(word in lines[0] for word in named), lines[0]
@@ -77,18 +90,11 @@ def test_extract_writes_a_static_model(tiny_supernet, tmp_path):
     assert (tmp_path / "out" / "preprocessor_config.json").is_file()
 
 
-def test_search_names_the_smallest_possible_value_and_leaves_nothing(tiny_supernet, tmp_path, monkeypatch, capsys):
+def test_search_names_the_smallest_possible_value_and_leaves_nothing(tiny_supernet, tmp_path, refusal):
     tiny_supernet.save_pretrained(tmp_path / "supernet")
     (tmp_path / "scores.py").write_text("def width(subnet):\n    return subnet.hidden_size\n")
-    monkeypatch.chdir(tmp_path)
-    arguments = ["search", "supernet", "out", "--score", "scores.py:width", "--max-params", "1k"]
-    monkeypatch.setattr(sys, "argv", ["lighthubert", *arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 2
-    assert (
-        capsys.readouterr()
-        .err.splitlines()[-1]
-        .startswith("lighthubert: no subnet meets parameters <= 1k: the smallest possible value is")
+    said = refusal("search", "supernet", "out", "--score", "scores.py:width", "--max-params", "1k")
+    assert said.splitlines()[-1].startswith(
+        "lighthubert: no subnet meets parameters <= 1k: the smallest possible value is"
     )
     assert not (tmp_path / "out").exists()

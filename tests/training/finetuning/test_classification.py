@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_architecture
 import torch
 from huggingface_hub import ModelCard
 from transformers import (
@@ -48,15 +49,7 @@ from lighthubert_hf.training.labelled_speech import SpeechExample
 from lighthubert_hf.training.recipe import ScheduleSection
 from lighthubert_hf.training.synthetic_tasks import KEYWORDS, TRAINING_VOICES, VERIFICATION_VOICES, synthesise_task
 
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "head_dim": 16,
-    "intermediate_size": 64,
-    "conv_dim": [16] * 7,
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 4,
+TINY = tiny_architecture.TINY | {
     "tdnn_dim": [16, 16],
     "tdnn_kernel": [3, 1],
     "tdnn_dilation": [1, 1],

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_architecture import TINY
 from transformers import AutoModelForCTC, HubertConfig, HubertModel, pipeline
 
 from lighthubert_hf import LightHubertForCTC, LightHubertModel
@@ -21,16 +22,6 @@ from lighthubert_hf.training.labelled_speech import read_examples
 from lighthubert_hf.training.sources import AudioSource
 from lighthubert_hf.training.synthetic_speech import synthesise_corpus
 
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "head_dim": 16,
-    "intermediate_size": 64,
-    "conv_dim": [16] * 7,
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 4,
-}
 HEAD = {"vocab_size": 20, "pad_token_id": 0}
 
 
