@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from transformers import HubertConfig, HubertModel
 
 from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace, Subnet
-from lighthubert_hf.extraction import subnet_config
-from lighthubert_hf.measuring import MATMUL_FLOP, describe_machine, matmul_contender
+from lighthubert_hf.costs.measuring import MATMUL_FLOP, describe_machine, matmul_contender
+from lighthubert_hf.model.extraction import subnet_config
 
 SAMPLING_RATE = 16_000
 MATMUL = "matmul"

@@ -30,9 +30,9 @@ from contenders import (
 )
 
 from lighthubert_hf import SearchSpace
-from lighthubert_hf.fast_paths import can_pack
-from lighthubert_hf.measuring import MATMUL_FLOP, MATMUL_SHAPE
-from lighthubert_hf.packed_linear import PackedWeight
+from lighthubert_hf.costs.measuring import MATMUL_FLOP, MATMUL_SHAPE
+from lighthubert_hf.model.fast_paths import can_pack
+from lighthubert_hf.model.packed_linear import PackedWeight
 
 OURS = "ours, 27M default"
 TWIN = "transformers HubertModel, the 27M"

@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, LightHubertModel, SearchSpace, Subnet
-from lighthubert_hf.conversion.original_names import from_original
+from lighthubert_hf.conversion.original.names import from_original
 
 SAMPLES = (16_080, 15_680, 9_999)  # 50, 48 and 30 frames; 48 is a whole multiple of the windows
 WINDOWS = (None, 8, 16, 24)

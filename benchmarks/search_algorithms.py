@@ -16,11 +16,11 @@ import yaml
 from contenders import markdown
 
 from lighthubert_hf import LightHubertForPreTraining
-from lighthubert_hf.search import EVOLUTIONARY, RANDOM, search
+from lighthubert_hf.search.run import EVOLUTIONARY, RANDOM, search
+from lighthubert_hf.training.audio.streaming import AudioSource
+from lighthubert_hf.training.distillation.scoring import DistillationScore, distillation_score
+from lighthubert_hf.training.distillation.teacher import load_encoder
 from lighthubert_hf.training.recipe import Recipe, parse_recipe
-from lighthubert_hf.training.scoring import DistillationScore, distillation_score
-from lighthubert_hf.training.streaming import AudioSource
-from lighthubert_hf.training.teacher import load_encoder
 
 
 def score_of(run: Path, recipe: Recipe, max_examples: int) -> DistillationScore:

@@ -25,9 +25,9 @@ from contenders import (
 )
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, SearchSpace, Subnet
-from lighthubert_hf.conversion.original_names import HEAD, from_original
-from lighthubert_hf.measuring import MATMUL_FLOP, matmul_contender
-from lighthubert_hf.training.scoring import DistillationScore, teacher_targets
+from lighthubert_hf.conversion.original.names import HEAD, from_original
+from lighthubert_hf.costs.measuring import MATMUL_FLOP, matmul_contender
+from lighthubert_hf.training.distillation.scoring import DistillationScore, teacher_targets
 
 SPACE = SearchSpace.small()
 CACHED, IN_FULL, ORIGINAL = "cached score", "teacher and full student, ours", "teacher and full student, original"

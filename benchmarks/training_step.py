@@ -7,7 +7,7 @@ masked features, L1, gradients summed over processes and clipped, fused AdamW ov
 Stage 1 trains the largest subnet of the `base` space, stage 2 another random one of the `small` space per step, the
 same for all. transformers' HubertModel, which has no subnets, is the largest in stage 1 and the static 27M default in
 stage 2. Dropout is off. Every contender has the teacher it would have: ours our form of it, the others
-transformers'; times without the teacher stand beside. A share is FLOP of the plain computation (`training/cost.py`)
+transformers'; times without the teacher stand beside. A share is the FLOP of the plain computation (`cost.py`)
 per second over the rate of a matrix product in the same run.
 
 With `--processes 1 2` the machine's cores are divided among the processes. On a GPU: bf16; raise --batch.
@@ -31,15 +31,15 @@ from torch import nn
 from transformers import HubertConfig, HubertModel
 
 from lighthubert_hf import SearchSpace
-from lighthubert_hf.measuring import matmul_contender, stopwatch, synchronize
-from lighthubert_hf.training.cost import count_cost
-from lighthubert_hf.training.distill import make_optimizer
-from lighthubert_hf.training.objectives import make_objective
+from lighthubert_hf.costs.measuring import matmul_contender, stopwatch, synchronize
+from lighthubert_hf.training.distillation.cost import count_cost
+from lighthubert_hf.training.distillation.objectives import make_objective
+from lighthubert_hf.training.distillation.run import make_optimizer
+from lighthubert_hf.training.distillation.sampler import SubnetSampler
+from lighthubert_hf.training.distillation.step import DistillationModel, TrainingStep
+from lighthubert_hf.training.distillation.student import build_student
+from lighthubert_hf.training.distillation.teacher import Teacher
 from lighthubert_hf.training.recipe import Recipe, load_recipe
-from lighthubert_hf.training.step import DistillationModel, TrainingStep
-from lighthubert_hf.training.student import build_student
-from lighthubert_hf.training.subnet_sampler import SubnetSampler
-from lighthubert_hf.training.teacher import Teacher
 
 SAMPLING_RATE = 16_000
 OURS = "ours"

@@ -5,15 +5,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lighthubert_hf import SearchSpace, Subnet
-from lighthubert_hf.model_folder import written_beside
+from lighthubert_hf.hub.folder import written_beside
 
 from .checkpoint_reading import folder_weights, read_torch_file, torch_weights
 from .checkpoint_writing import check_free, file_written_beside
 from .errors import ConversionError, first_line, listed
 from .huggingface import layout_family
-from .original import layout_original
-from .original_forward import Outputs, original_forward
-from .original_writing import layout_supernet, write_original
+from .original.forward import Outputs, original_forward
+from .original.reading import layout_original
+from .original.writing import layout_supernet, write_original
 from .provenance import origin_facts
 from .sources import resolve
 from .spaces import read_space

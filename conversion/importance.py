@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from lighthubert_hf import LightHubertConfig, SearchSpace
-from lighthubert_hf.search_space import ffn_ranges
+from lighthubert_hf.model.search_space import ffn_ranges
 
 Read = Callable[[str], torch.Tensor]
 

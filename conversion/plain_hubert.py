@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModel, Wav2Vec2FeatureExtractor
 
 from lighthubert_hf import LightHubertModel
-from lighthubert_hf.model_folder import complete_folder, written_beside
+from lighthubert_hf.hub.folder import complete_folder, written_beside
 
 from .checkpoint_reading import read_json
 from .checkpoint_writing import check_free

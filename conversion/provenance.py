@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import HfHubHTTPError
 
-from lighthubert_hf.model_card import CardFacts, teacher_license
+from lighthubert_hf.hub.card import CardFacts, teacher_license
 
 from .errors import ConversionError, first_line
 

@@ -8,14 +8,14 @@ import torch
 from tqdm.auto import tqdm
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, LightHubertModel
-from lighthubert_hf.model_card import CardFacts
-from lighthubert_hf.model_folder import complete_folder
+from lighthubert_hf.hub.card import CardFacts
+from lighthubert_hf.hub.folder import complete_folder
 
 from .checkpoint_reading import MappedWeights
 from .checkpoint_writing import write_safetensors
 from .errors import ConversionError, first_line, listed
 from .importance import Rearrangement, rearrangements
-from .original_names import HEAD
+from .original.names import HEAD
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -10,7 +10,7 @@ from transformers import AutoModel
 from lighthubert_hf import LightHubertForPreTraining, LightHubertModel
 
 from .errors import ConversionError, listed
-from .original_forward import Outputs
+from .original.forward import Outputs
 
 # Largest difference that passes, in units of the largest magnitude (at least 1). Single precision gives 1e-6 to 1e-5.
 TOLERANCE = 1e-4

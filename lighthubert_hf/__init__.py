@@ -7,15 +7,15 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "LightHubertConfig": "configuration_lighthubert",
-    "LightHubertForAudioFrameClassification": "modeling_lighthubert",
-    "LightHubertForCTC": "modeling_lighthubert",
-    "LightHubertForPreTraining": "modeling_lighthubert",
-    "LightHubertForSequenceClassification": "modeling_lighthubert",
-    "LightHubertForXVector": "modeling_lighthubert",
-    "LightHubertModel": "modeling_lighthubert",
-    "SearchSpace": "search_space",
-    "Subnet": "search_space",
+    "LightHubertConfig": "model.configuration_lighthubert",
+    "LightHubertForAudioFrameClassification": "model.modeling_lighthubert",
+    "LightHubertForCTC": "model.modeling_lighthubert",
+    "LightHubertForPreTraining": "model.modeling_lighthubert",
+    "LightHubertForSequenceClassification": "model.modeling_lighthubert",
+    "LightHubertForXVector": "model.modeling_lighthubert",
+    "LightHubertModel": "model.modeling_lighthubert",
+    "SearchSpace": "model.search_space",
+    "Subnet": "model.search_space",
 }
 __all__ = sorted(_EXPORTS)
 
@@ -23,7 +23,7 @@ __all__ = sorted(_EXPORTS)
 def __getattr__(name: str):
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _EXPORTS[name] != "search_space":
+    if _EXPORTS[name] != "model.search_space":
         _register()
     return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
 

@@ -18,8 +18,8 @@ from transformers import (
     Wav2Vec2Processor,
 )
 
-from . import modeling_lighthubert as modeling
-from .configuration_lighthubert import LightHubertConfig
+from .model import modeling_lighthubert as modeling
+from .model.configuration_lighthubert import LightHubertConfig
 
 AUTO_MODELS = {
     AutoModel: modeling.LightHubertModel,

@@ -62,7 +62,7 @@ def demo(
     fresh: Annotated[bool, typer.Option(help="Delete an earlier demo in OUTPUT and start over.")] = False,
 ) -> None:
     """The whole job, small and offline: speech, teacher, supernet, search, models, table. Continues if interrupted."""
-    from .training.demo import DemoSettings, run_demo
+    from .training.demo.run import DemoSettings, run_demo
 
     make = DemoSettings.tiny if tiny else DemoSettings
     settings = make(teacher=teacher, dataset=dataset, text_column=text_column or None)
@@ -76,7 +76,7 @@ def distill(
 ) -> None:
     """One stage of distillation; goes on from its latest checkpoint. Use `accelerate launch -m lighthubert_hf.cli
     distill …` for several processes or nodes."""
-    from .training.distill import distill
+    from .training.distillation.run import distill
     from .training.recipe import load_recipe
 
     final = distill(load_recipe(recipe, overrides or []))
@@ -198,7 +198,7 @@ def extract(
     revision: Annotated[str | None, typer.Option(help="Revision of SUPERNET on the Hub.")] = None,
 ) -> None:
     """Cut a subnet out of a supernet and save it as a model of its own."""
-    from .publishing import extract_to_folder
+    from .hub.publishing import extract_to_folder
 
     typer.echo(str(extract_to_folder(supernet, output, subnet=subnet, plain_hubert=plain_hubert, revision=revision)))
 
@@ -247,10 +247,10 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find the subnets that trade quality against cost best. Ctrl-C loses nothing."""
-    from .family import check_push, push_family
+    from .hub.family import check_push, push_family
     from .loading import load_lighthubert
-    from .search import Score, search
-    from .search_costs import Cost, Limit
+    from .search.costs import Cost, Limit
+    from .search.run import Score, search
 
     limits = {"parameters": max_params, "macs": max_macs, "latency": max_latency, "memory": max_memory}
     limits = [Limit.parse(name, text) for name, text in limits.items() if text is not None]
@@ -285,8 +285,8 @@ def _distillation_score(model, teacher: str | None, data: str | None, split: str
         raise ValueError(
             "the distillation score needs a supernet saved with its distillation head; use --score instead"
         )
-    from .training.scoring import distillation_score
-    from .training.streaming import AudioSource
+    from .training.audio.streaming import AudioSource
+    from .training.distillation.scoring import distillation_score
 
     return distillation_score(model, teacher, [AudioSource(data, split=split)], max_examples=max_examples).as_score()
 
@@ -301,9 +301,9 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Parameters, MACs, and time measured on this machine, part by part."""
+    from .costs.profiling import profile
+    from .hub.publishing import record_latency
     from .loading import load_encoder
-    from .profiling import profile
-    from .publishing import record_latency
 
     result = profile(load_encoder(model), seconds or (1.0, 10.0), batch or (1,), repeats=repeats, progress=not as_json)
     if update_card:
@@ -329,14 +329,14 @@ def push(
             raise ValueError(
                 "--all pushes to the main branches of its repositories; leave out --revision and --create-pr"
             )
-        from .family import push_family
+        from .hub.family import push_family
 
         options = {"private": private, "commit_message": message, "collection": collection, "dry_run": dry_run}
         typer.echo(str(push_family(folder, repo_id, **options)))
         return
     if collection:
         raise ValueError("--collection goes with --all")
-    from .publishing import push_folder
+    from .hub.publishing import push_folder
 
     options = {"private": private, "revision": revision, "commit_message": message, "create_pr": create_pr}
     typer.echo(str(push_folder(folder, repo_id, dry_run=dry_run, **options)))

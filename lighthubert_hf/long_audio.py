@@ -10,7 +10,7 @@ from math import prod
 
 import torch
 
-from .feature_encoder import conv_output_lengths, receptive_field
+from .model.feature_encoder import conv_output_lengths, receptive_field
 
 SAMPLING_RATE = 16_000
 APPROXIMATE_OVERLAP_SECONDS = 5.0

@@ -5,9 +5,10 @@ import random
 
 import pytest
 import torch
-from golden import draw
 
 from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace
+
+from .golden import draw
 
 torch.set_num_threads(1)
 

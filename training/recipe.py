@@ -8,6 +8,7 @@ import difflib
 import types
 from collections.abc import Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -319,10 +320,13 @@ AnyRecipe = TypeVar("AnyRecipe", bound=Section)
 
 
 def shipped_recipes(model: type[Section] = Recipe) -> list[str]:
-    """Names of the recipes of a kind that come with the package; those of fine-tuning begin with `finetune-`."""
-    folder = resources.files("lighthubert_hf.training.recipes")
-    names = sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
-    return [name for name in names if name.startswith("finetune-") == (model is not Recipe)]
+    """Names of the recipes of a kind that come with the package."""
+    return sorted(item.name.removesuffix(".yaml") for item in _shipped(model).iterdir() if item.name.endswith(".yaml"))
+
+
+def _shipped(model: type[Section]) -> Traversable:
+    kind = "distillation" if model is Recipe else "finetuning"
+    return resources.files("lighthubert_hf.training.recipes") / kind
 
 
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), model: type[AnyRecipe] = Recipe) -> AnyRecipe:
@@ -337,7 +341,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), model: 
         FileNotFoundError: Neither a file nor a shipped recipe.
         ValueError: Not YAML, an unknown key, a wrong value; the message is one line.
     """
-    text, origin = _read(path_or_name, shipped_recipes(model))
+    text, origin = _read(path_or_name, model)
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -357,13 +361,13 @@ def parse_recipe(data: dict[str, Any], model: type[AnyRecipe] = Recipe) -> AnyRe
         raise ValueError(_one_line(error, model)) from None
 
 
-def _read(path_or_name: str | Path, shipped: list[str]) -> tuple[str, str]:
+def _read(path_or_name: str | Path, model: type[Section]) -> tuple[str, str]:
     path = Path(path_or_name)
     if path.is_file():
         return path.read_text(encoding="utf-8"), str(path)
+    shipped = shipped_recipes(model)
     if str(path_or_name) in shipped:
-        file = resources.files("lighthubert_hf.training.recipes") / f"{path_or_name}.yaml"
-        return file.read_text(encoding="utf-8"), str(path_or_name)
+        return (_shipped(model) / f"{path_or_name}.yaml").read_text(encoding="utf-8"), str(path_or_name)
     raise FileNotFoundError(
         f"no recipe {str(path_or_name)!r}: neither a file nor one of {', '.join(shipped)}"
         f"{_hint(str(path_or_name), shipped)}"

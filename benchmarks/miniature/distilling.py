@@ -12,10 +12,15 @@ from settings import Setting
 
 from lighthubert_hf import LightHubertForPreTraining, Subnet
 from lighthubert_hf.conversion.importance import rearrangements
-from lighthubert_hf.profiling import count_parameters
-from lighthubert_hf.training.cost import count_cost
-from lighthubert_hf.training.distill import distill
-from lighthubert_hf.training.progress import read_log
+from lighthubert_hf.costs.profiling import count_parameters
+from lighthubert_hf.training.audio.streaming import AudioSource
+from lighthubert_hf.training.demo.teacher import train_tiny_teacher
+from lighthubert_hf.training.distillation.cost import count_cost
+from lighthubert_hf.training.distillation.progress import read_log
+from lighthubert_hf.training.distillation.run import distill
+from lighthubert_hf.training.distillation.scoring import DistillationScore, distillation_score
+from lighthubert_hf.training.distillation.student import build_student
+from lighthubert_hf.training.distillation.teacher import load_encoder
 from lighthubert_hf.training.recipe import (
     LightHubertObjectiveSection,
     Recipe,
@@ -23,13 +28,8 @@ from lighthubert_hf.training.recipe import (
     TeacherSection,
     parse_recipe,
 )
-from lighthubert_hf.training.scoring import DistillationScore, distillation_score
-from lighthubert_hf.training.streaming import AudioSource
-from lighthubert_hf.training.student import build_student
-from lighthubert_hf.training.synthetic_speech import synthesise_corpus
-from lighthubert_hf.training.synthetic_tasks import synthesise_task
-from lighthubert_hf.training.teacher import load_encoder
-from lighthubert_hf.training.tiny_teacher import train_tiny_teacher
+from lighthubert_hf.training.synthetic.speech import synthesise_corpus
+from lighthubert_hf.training.synthetic.tasks import synthesise_task
 
 PLAIN = {"kind": "random"}
 # Stage 2 with one thing changed. Progressive shrinking opens FFN, heads, width and depth a fifth of the steps apart.

@@ -7,9 +7,9 @@ from typing import Any
 
 from distilling import Workshop
 
-from lighthubert_hf.profiling import count_parameters
-from lighthubert_hf.search import search
-from lighthubert_hf.search_costs import Cost, Limit
+from lighthubert_hf.costs.profiling import count_parameters
+from lighthubert_hf.search.costs import Cost, Limit
+from lighthubert_hf.search.run import search
 from lighthubert_hf.training.superb.harness import evaluate_model
 from lighthubert_hf.training.superb.registry import KINDS
 from lighthubert_hf.training.superb.settings import EvaluationSettings, SuperbData

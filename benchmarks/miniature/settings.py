@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lighthubert_hf import SearchSpace, Subnet
-from lighthubert_hf.training.synthetic_speech import TRAINING_VOICES
+from lighthubert_hf.training.synthetic.speech import TRAINING_VOICES
 
 _MORE_VOICES = (
     "Alex Alicia Andy Demonic Gene Jacky Lee Marco Mario Michael Reed adam antonio aunty belinda boris david ed "

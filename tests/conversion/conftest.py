@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import golden_description, original_checkpoint
 
 from lighthubert_hf import SearchSpace
+
+from ..golden import golden_description, original_checkpoint
 
 
 @pytest.fixture(autouse=True, scope="session")

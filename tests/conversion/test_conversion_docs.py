@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import golden_description, original_checkpoint
 from transformers import HubertModel
 from typer.testing import CliRunner
 
 from lighthubert_hf import LightHubertModel
 from lighthubert_hf.cli import app
+
+from ..golden import golden_description, original_checkpoint
 
 DOCS = Path(__file__).parents[2] / "docs" / "conversion.md"
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import golden_description, original_checkpoint, original_shapes
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lighthubert_hf.conversion import ConversionError, convert, converter
 from lighthubert_hf.conversion.checkpoint_writing import file_written_beside, write_safetensors
+
+from ..golden import golden_description, original_checkpoint, original_shapes
 
 DESCRIPTION = golden_description()
 

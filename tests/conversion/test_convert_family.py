@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from golden import draw
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoFeatureExtractor,
@@ -24,7 +23,9 @@ from transformers import (
 
 from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace
 from lighthubert_hf.conversion import ConversionError, convert
-from lighthubert_hf.conversion.original_names import to_original
+from lighthubert_hf.conversion.original.names import to_original
+
+from ..golden import draw
 
 SIZES = {
     "hidden_size": 64,

@@ -3,13 +3,14 @@
 import time
 
 import pytest
-from hub_server import Account, HubServer
 from huggingface_hub import HfApi, ModelCard, constants
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from lighthubert_hf.conversion import ConversionError, convert
 from lighthubert_hf.conversion.sources import resolve
-from lighthubert_hf.model_folder import load_facts
+from lighthubert_hf.hub.folder import load_facts
+
+from ..hub.server import Account, HubServer
 
 TOKEN = "hf_TestWriterToken0123456789"
 REPO = "alice/lighthubert"

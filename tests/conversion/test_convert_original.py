@@ -4,13 +4,12 @@ import json
 
 import pytest
 import torch
-from golden import GOLDEN_VECTORS, SHARED, golden_description, original_checkpoint, original_shapes
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, LightHubertModel, SearchSpace, Subnet
 from lighthubert_hf.conversion import ConversionError, convert
-from lighthubert_hf.conversion.original_config import (
+from lighthubert_hf.conversion.original.config import (
     FAIRSEQ_HUBERT,
     STAGE_1,
     STAGE_2,
@@ -19,7 +18,9 @@ from lighthubert_hf.conversion.original_config import (
     kind_of,
     published_space,
 )
-from lighthubert_hf.conversion.original_names import UnknownNameError, from_original, to_original
+from lighthubert_hf.conversion.original.names import UnknownNameError, from_original, to_original
+
+from ..golden import GOLDEN_VECTORS, SHARED, golden_description, original_checkpoint, original_shapes
 
 DESCRIPTION = golden_description()
 DROPPED = {"label_embs_concat", "final_proj.weight", "final_proj.bias"}

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import Account, HubServer
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 
-from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace, upload
+from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace
+from lighthubert_hf.hub import upload
+
+from .server import Account, HubServer
 
 # Alphanumeric like a real one, so that what looks for tokens finds it.
 TOKEN = "hf_TestWriterToken0123456789"

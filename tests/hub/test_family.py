@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 
 from lighthubert_hf import Subnet
-from lighthubert_hf.family import push_family, read_pareto, size_names
-from lighthubert_hf.model_card import CardFacts
-from lighthubert_hf.model_folder import save_model_folder
-from lighthubert_hf.publishing import push_folder
-from lighthubert_hf.upload import PublishingError
+from lighthubert_hf.hub.card import CardFacts
+from lighthubert_hf.hub.family import push_family, read_pareto, size_names
+from lighthubert_hf.hub.folder import save_model_folder
+from lighthubert_hf.hub.publishing import push_folder
+from lighthubert_hf.hub.upload import PublishingError
 
 from .conftest import TOKEN
 

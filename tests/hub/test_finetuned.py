@@ -7,7 +7,7 @@ from transformers import AutoModelForCTC, AutoProcessor
 from lighthubert_hf import LightHubertForCTC
 from lighthubert_hf.training.finetuning.ctc_recipe import CtcRecipe
 from lighthubert_hf.training.finetuning.run import finetune
-from lighthubert_hf.training.synthetic_speech import synthesise_corpus
+from lighthubert_hf.training.synthetic.speech import synthesise_corpus
 
 TINY = {
     "hidden_size": 32,

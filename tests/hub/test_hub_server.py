@@ -8,9 +8,8 @@ import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from hub.faults import Fault
-
 from .conftest import TOKEN
+from .faults import Fault
 
 REPO, LARGE, SMALL = "acme/files", bytes(range(256)) * 8, b"0123456789"
 

@@ -9,8 +9,8 @@ from huggingface_hub import HfApi, constants
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 from lighthubert_hf import LightHubertForCTC, LightHubertForPreTraining, Subnet
-from lighthubert_hf.model_folder import save_model_folder
-from lighthubert_hf.publishing import push_folder, push_model
+from lighthubert_hf.hub.folder import save_model_folder
+from lighthubert_hf.hub.publishing import push_folder, push_model
 
 from .conftest import TOKEN
 

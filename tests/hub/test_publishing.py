@@ -7,18 +7,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hub_server import HubServer
 from huggingface_hub import HfApi, ModelCard, constants
 from safetensors.torch import load, load_file
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 from lighthubert_hf import LightHubertForCTC
-from lighthubert_hf.model_card import CardFacts
-from lighthubert_hf.model_folder import save_model_folder
-from lighthubert_hf.publishing import push_folder, push_model
-from lighthubert_hf.upload import PublishingError
+from lighthubert_hf.hub.card import CardFacts
+from lighthubert_hf.hub.folder import save_model_folder
+from lighthubert_hf.hub.publishing import push_folder, push_model
+from lighthubert_hf.hub.upload import PublishingError
 
 from .conftest import ACCOUNTS, TOKEN
+from .server import HubServer
 
 READER, OTHER = list(ACCOUNTS)[1:]
 REPO = "acme/light"

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lighthubert_hf.cli import app
-from lighthubert_hf.model_folder import save_model_folder
+from lighthubert_hf.hub.folder import save_model_folder
 
 pytest.importorskip("optuna")
 

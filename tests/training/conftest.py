@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from faulty_server import FaultyServer
-from stored_speech import write_parquet_shards
+
+from .faulty_server import FaultyServer
+from .stored_speech import write_parquet_shards
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from lighthubert_hf.feature_encoder import conv_output_lengths, receptive_field
-
-from ..labelled_speech import SAMPLING_RATE, Batch, SpeechExample, pad_waveforms, shortest_input
+from lighthubert_hf.model.feature_encoder import conv_output_lengths, receptive_field
+from lighthubert_hf.training.audio.labelled import SAMPLING_RATE, Batch, SpeechExample, pad_waveforms, shortest_input
 
 SLOT_SEPARATOR = ": "
 

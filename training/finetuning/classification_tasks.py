@@ -11,10 +11,11 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
-from ..labelled_speech import SpeechExample
-from ..sources import AudioSource
-from ..superb.verification_task import read_trials
-from ..synthetic_tasks import TRIALS, synthesise_task
+from lighthubert_hf.training.audio.labelled import SpeechExample
+from lighthubert_hf.training.audio.sources import AudioSource
+from lighthubert_hf.training.superb.verification_task import read_trials
+from lighthubert_hf.training.synthetic.tasks import TRIALS, synthesise_task
+
 from .classification_data import ActivityCollator, ClassCollator, Classes
 from .classification_trainer import ClassificationTrainer, DiarizationTrainer, VerificationTrainer
 from .ctc_data import build_feature_extractor

@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from lighthubert_hf.metrics import Accuracy, AllSlotsAccuracy, DiarizationErrorRate, EqualErrorRate
+from lighthubert_hf.training.audio.labelled import Batch, SpeechExample
+from lighthubert_hf.training.superb.diarization_task import MEDIAN_FRAMES, THRESHOLD, median_filter
+from lighthubert_hf.training.superb.losses import pit_bce
 
-from ..labelled_speech import Batch, SpeechExample
-from ..superb.diarization_task import MEDIAN_FRAMES, THRESHOLD, median_filter
-from ..superb.losses import pit_bce
 from .trainer import Row, SpeechTrainer
 
 

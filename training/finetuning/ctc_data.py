@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
-from lighthubert_hf.feature_encoder import conv_output_lengths
-
-from ..labelled_speech import SAMPLING_RATE, Batch, SpeechExample, pad_waveforms, shortest_input
+from lighthubert_hf.model.feature_encoder import conv_output_lengths
+from lighthubert_hf.training.audio.labelled import SAMPLING_RATE, Batch, SpeechExample, pad_waveforms, shortest_input
 
 BLANK, UNKNOWN, WORD_DELIMITER = "<pad>", "<unk>", "|"
 

@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic import model_validator as checked
 
-from ..recipe import Section
+from lighthubert_hf.training.recipe import Section
+
 from .recipe import FineTuningRecipe, LabelledDataSection
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from transformers import AutoModelForCTC, PreTrainedModel, Wav2Vec2Processor
 
-from ..labelled_speech import SpeechExample
-from ..sources import AudioSource
+from lighthubert_hf.training.audio.labelled import SpeechExample
+from lighthubert_hf.training.audio.sources import AudioSource
+
 from .beam_search import BeamSearch
 from .ctc_data import CtcCollator, build_processor, characters, load_processor
 from .ctc_decoding import transcribe
@@ -29,7 +30,7 @@ class CtcTask(FineTuningTask):
         self.keeps_head = recipe.data.vocabulary is not None and recipe.data.vocabulary == recipe.model.path
 
     def synthesise(self, folder: Path) -> tuple[list[AudioSource], dict[str, list[AudioSource]]]:
-        from ..synthetic_speech import synthesise_corpus
+        from lighthubert_hf.training.synthetic.speech import synthesise_corpus
 
         minutes = self.recipe.data.synthetic_minutes
         synthesise_corpus(folder, minutes=minutes, held_out_minutes=min(3.0, minutes / 5))

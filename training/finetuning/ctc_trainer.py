@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from lighthubert_hf.metrics import CharacterErrorRate, WordErrorRate
+from lighthubert_hf.training.audio.labelled import Batch, SpeechExample
 
-from ..labelled_speech import Batch, SpeechExample
 from .ctc_decoding import greedy_ids, transcriptions
 from .trainer import Row, SpeechTrainer
 

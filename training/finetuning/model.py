@@ -10,10 +10,10 @@ import transformers
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, TrainerCallback
 
 from lighthubert_hf import LightHubertConfig  # from the package: that registers the Auto classes
-from lighthubert_hf.extraction import subnet_config
-from lighthubert_hf.search_space import SearchSpace, Subnet
+from lighthubert_hf.model.extraction import subnet_config
+from lighthubert_hf.model.search_space import SearchSpace, Subnet
+from lighthubert_hf.training.recipe import SubnetSection
 
-from ..recipe import SubnetSection
 from .recipe import FreezingSection, LoraSection, PretrainedSection
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic import model_validator as checked
 
-from ..recipe import (
+from lighthubert_hf.training.recipe import (
     CheckpointSection,
     HubSection,
     LoggingSection,

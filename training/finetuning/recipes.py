@@ -5,7 +5,8 @@ from pathlib import Path
 
 from pydantic import ConfigDict
 
-from ..recipe import Section, load_recipe
+from lighthubert_hf.training.recipe import Section, load_recipe
+
 from .classification_recipe import ClassificationRecipe
 from .ctc_recipe import CtcRecipe
 from .recipe import FineTuningRecipe

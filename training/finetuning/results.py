@@ -11,8 +11,8 @@ from huggingface_hub import EvalResult
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from lighthubert_hf.model_card import FACTS_FILE, CardFacts, is_hub_id
-from lighthubert_hf.model_folder import save_model_folder
+from lighthubert_hf.hub.card import FACTS_FILE, CardFacts, is_hub_id
+from lighthubert_hf.hub.folder import save_model_folder
 
 from .recipe import FineTuningRecipe, PretrainedSection
 from .task import FineTuningTask

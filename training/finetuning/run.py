@@ -20,11 +20,18 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 
-from lighthubert_hf.publishing import push_folder
+from lighthubert_hf.hub.publishing import push_folder
+from lighthubert_hf.training.audio.labelled import (
+    SAMPLING_RATE,
+    DoesNotFit,
+    MemoryBatches,
+    SpeechExample,
+    StreamedBatches,
+    read_examples,
+)
+from lighthubert_hf.training.audio.sources import AudioSource
+from lighthubert_hf.training.recipe import SourceSection
 
-from ..labelled_speech import SAMPLING_RATE, DoesNotFit, MemoryBatches, SpeechExample, StreamedBatches, read_examples
-from ..recipe import SourceSection
-from ..sources import AudioSource
 from .classification_tasks import ClassificationTask, DiarizationTask, VerificationTask
 from .ctc_task import CtcTask
 from .model import Thawing, add_lora, build_model, freeze

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
-from ..labelled_speech import SpeechExample
-from ..sources import AudioSource
+from lighthubert_hf.training.audio.labelled import SpeechExample
+from lighthubert_hf.training.audio.sources import AudioSource
+
 from .recipe import FineTuningRecipe
 from .trainer import SpeechTrainer
 

@@ -10,9 +10,10 @@ import torch
 from transformers import PretrainedConfig, ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..labelled_speech import Batch, SpeechExample, batches_of_similar_length
-from ..recipe import ScheduleSection
-from ..schedule import make_scheduler
+from lighthubert_hf.training.audio.labelled import Batch, SpeechExample, batches_of_similar_length
+from lighthubert_hf.training.recipe import ScheduleSection
+from lighthubert_hf.training.running.schedule import make_scheduler
+
 from .model import head_parameters
 
 DATA_STATE = "data_state.json"

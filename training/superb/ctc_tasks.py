@@ -15,8 +15,8 @@ from lighthubert_hf.metrics import (
     SlotF1,
     WordErrorRate,
 )
+from lighthubert_hf.training.finetuning.ctc_data import frames_needed
 
-from ..finetuning.ctc_data import frames_needed
 from .heads import FrameClassifier, RecurrentRecogniser
 from .splits import Utterance
 from .task import Batch, Metric, Task, head_outputs

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from lighthubert_hf.metrics import DiarizationErrorRate
+from lighthubert_hf.training.finetuning.classification_data import frame_activity
 
-from ..finetuning.classification_data import frame_activity
 from .heads import Diarizer
 from .losses import pit_bce
 from .splits import Utterance

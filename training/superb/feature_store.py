@@ -24,8 +24,9 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
-from ..audio import SAMPLING_RATE
-from ..sources import AudioSource
+from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
+from lighthubert_hf.training.audio.sources import AudioSource
+
 from .splits import CHUNK, FACTS, FEATURES, ROWS, CachedSplit, LiveSplit, Selection, Split, in_chunks, plain_row
 from .upstream import Upstream
 

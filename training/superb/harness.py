@@ -19,10 +19,10 @@ import torch
 from transformers import PreTrainedModel
 
 from lighthubert_hf import __version__
-from lighthubert_hf.measuring import describe_machine
-from lighthubert_hf.search_space import Subnet
+from lighthubert_hf.costs.measuring import describe_machine
+from lighthubert_hf.model.search_space import Subnet
+from lighthubert_hf.training.finetuning.results import write_text
 
-from ..finetuning.results import write_text
 from .feature_store import FeatureStore, data_fingerprint
 from .probing import train_head
 from .query_task import QueryByExample

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..memory import trim_every_so_often
+from lighthubert_hf.training.running.memory import trim_every_so_often
+
 from .settings import Rates
 from .splits import Split
 from .task import Batch, Task, make_batch

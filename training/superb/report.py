@@ -8,8 +8,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from lighthubert_hf.model_card import human, read_config
-from lighthubert_hf.model_folder import CONFIG, README, complete_folder, is_rendered, load_facts
+from lighthubert_hf.hub.card import human, read_config
+from lighthubert_hf.hub.folder import CONFIG, README, complete_folder, is_rendered, load_facts
 
 from .published import COLUMNS, SCORES
 from .registry import KINDS

@@ -10,10 +10,9 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from pydantic import model_validator as checked
 
-from lighthubert_hf.model_card import is_hub_id
-
-from ..recipe import NonNegativeInt, PositiveInt, Section, load_recipe
-from ..sources import AudioSource
+from lighthubert_hf.hub.card import is_hub_id
+from lighthubert_hf.training.audio.sources import AudioSource
+from lighthubert_hf.training.recipe import NonNegativeInt, PositiveInt, Section, load_recipe
 
 TaskName = Literal["pr", "asr", "ks", "ic", "er", "sid", "asv", "sd", "sf", "qbe"]
 TASKS: tuple[str, ...] = ("pr", "asr", "ks", "ic", "er", "sid", "asv", "sd", "sf", "qbe")

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..audio import SAMPLING_RATE
-from ..sources import AudioSource, random_generator
-from ..streaming import AudioStream
+from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
+from lighthubert_hf.training.audio.sources import AudioSource, random_generator
+from lighthubert_hf.training.audio.streaming import AudioStream
+
 from .upstream import Upstream
 
 FEATURES, ROWS, FACTS = "features.bin", "rows.jsonl", "set.json"

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from ..synthetic_tasks import synthesise_task
+from lighthubert_hf.training.synthetic.tasks import synthesise_task
+
 from .settings import SuperbData
 
 NAME = "synthetic speech"

@@ -11,14 +11,13 @@ import torch
 from transformers import AutoFeatureExtractor, PreTrainedModel
 from transformers.utils import cached_file
 
-from lighthubert_hf.feature_encoder import receptive_field
+from lighthubert_hf.hub.folder import PREPROCESSOR, PROCESSOR
+from lighthubert_hf.hub.publishing import read_subnet
 from lighthubert_hf.loading import load_encoder
-from lighthubert_hf.model_folder import PREPROCESSOR, PROCESSOR
-from lighthubert_hf.publishing import read_subnet
-from lighthubert_hf.search_space import Subnet
-
-from ..audio import normalise
-from ..labelled_speech import batches_of_similar_length, pad_waveforms
+from lighthubert_hf.model.feature_encoder import receptive_field
+from lighthubert_hf.model.search_space import Subnet
+from lighthubert_hf.training.audio.decoding import normalise
+from lighthubert_hf.training.audio.labelled import batches_of_similar_length, pad_waveforms
 
 # Part of every fingerprint: raise it when the same weights give other features.
 FEATURES_VERSION = 1

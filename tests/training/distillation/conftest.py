@@ -7,24 +7,9 @@ import torch
 from transformers import HubertConfig, HubertModel
 
 from lighthubert_hf.training.recipe import Recipe, parse_recipe
-from lighthubert_hf.training.synthetic_speech import synthesise_corpus
+from lighthubert_hf.training.synthetic.speech import synthesise_corpus
 
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "conv_dim": [16] * 7,
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
-    "feat_extract_norm": "layer",
-}
-TINY_SPACE = {
-    "hidden_size": [16, 24, 32],
-    "num_attention_heads": [1, 2],
-    "ffn_ratio": [1.0, 2.0],
-    "num_hidden_layers": [2, 3, 4],
-}
+from .tiny import TINY, TINY_SPACE
 
 
 @pytest.fixture(autouse=True)

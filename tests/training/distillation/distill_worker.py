@@ -17,7 +17,7 @@ import yaml
 
 # The start-up of the server: imported once, before it forks.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["distill_worker", "lighthubert_hf.training.distill", "datasets", "soundfile"])
+_SERVER.set_forkserver_preload([__name__, "lighthubert_hf.training.distillation.run", "datasets", "soundfile"])
 
 
 def run(recipe, world_size: int = 1, **fault) -> list[int]:
@@ -48,7 +48,7 @@ def fingerprints(recipe, world_size: int = 1) -> list[dict]:
 def work(path: str, rank: int = 0, world_size: int = 1, port: int = 0, **fault) -> None:
     import torch
 
-    from lighthubert_hf.training import distill as module
+    from lighthubert_hf.training.distillation import run as module
     from lighthubert_hf.training.recipe import load_recipe
 
     torch.set_num_threads(1)
@@ -145,7 +145,7 @@ def _replay_batches(module, rank, folder) -> None:
 
 def _kill_in_save(module, rank, event) -> None:
     """SIGKILL instead of the `event`-th thing that is done to the disk below `checkpoints/`."""
-    from lighthubert_hf.training import checkpoint
+    from lighthubert_hf.training.distillation import checkpoint
 
     happened = []
 

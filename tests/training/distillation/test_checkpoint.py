@@ -4,11 +4,9 @@ import copy
 
 import pytest
 import torch
-from conftest import TINY_SPACE
-from conftest_models import make_encoder
 
-from lighthubert_hf.model_card import CardFacts
-from lighthubert_hf.training.checkpoint import (
+from lighthubert_hf.hub.card import CardFacts
+from lighthubert_hf.training.distillation.checkpoint import (
     TrainingState,
     checkpoint_folder,
     flatten_optimizer,
@@ -19,8 +17,11 @@ from lighthubert_hf.training.checkpoint import (
     rotate,
     save_checkpoint,
 )
+from lighthubert_hf.training.distillation.student import build_student
 from lighthubert_hf.training.recipe import StudentSection
-from lighthubert_hf.training.student import build_student
+
+from .encoders import make_encoder
+from .tiny import TINY_SPACE
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,12 @@
 import sys
 
 import pytest
-from test_step import make_batch, make_step
 from torch.utils.flop_counter import FlopCounterMode
 
-from lighthubert_hf.training.cost import count_cost, main
+from lighthubert_hf.training.distillation.cost import count_cost, main
 from lighthubert_hf.training.recipe import load_recipe
+
+from .test_step import make_batch, make_step
 
 
 def test_counts_agree_with_a_real_step(tiny_recipe):

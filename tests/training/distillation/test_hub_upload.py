@@ -10,15 +10,15 @@ import pytest
 from huggingface_hub import HfApi, ModelCard, constants
 
 from lighthubert_hf import LightHubertModel
-from lighthubert_hf.model_folder import load_facts
-from lighthubert_hf.training.distill import distill
+from lighthubert_hf.hub.folder import load_facts
+from lighthubert_hf.training.distillation.run import distill
 
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """The test server, in a process of its own; this process is logged in to it."""
-    server = Path(__file__).parents[2] / "hub_server.py"
-    with subprocess.Popen([sys.executable, str(server)], stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "tests.hub.server"]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, text=True) as process:
         settings = dict(setting.split("=") for setting in process.stdout.readline().split()[1:])
         monkeypatch.setattr(constants, "ENDPOINT", settings["HF_ENDPOINT"])
         template = settings["HF_ENDPOINT"] + "/{repo_id}/resolve/{revision}/{filename}"
@@ -59,7 +59,7 @@ def test_the_licence_of_a_teacher_on_the_hub_is_carried_on(hub, tiny_recipe, tin
 
 
 def test_a_failing_push_does_not_stop_the_training(hub, tiny_recipe, monkeypatch, caplog):
-    from lighthubert_hf.training import hub_upload
+    from lighthubert_hf.training.running import hub_upload
 
     pushed = []
 

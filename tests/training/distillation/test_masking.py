@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lighthubert_hf.training.masking import draw_time_mask
+from lighthubert_hf.training.distillation.masking import draw_time_mask
 
 SETTINGS = {"probability": 0.65, "length": 10, "min_masks": 2}
 

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from conftest_models import FAMILIES, make_encoder
 from transformers import HubertModel, Wav2Vec2Config, Wav2Vec2Model
 
 from lighthubert_hf import LightHubertModel
-from lighthubert_hf.training.own_form import own_form
-from lighthubert_hf.training.teacher import Teacher, TeacherRequest
+from lighthubert_hf.training.distillation.own_form import own_form
+from lighthubert_hf.training.distillation.teacher import Teacher, TeacherRequest
+
+from .encoders import FAMILIES, make_encoder
 
 REQUEST = TeacherRequest(layer_results=(0, 3), hidden_states=(0, 2, 4))
 

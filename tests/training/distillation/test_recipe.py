@@ -7,8 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lighthubert_hf.training.audio.streaming import AudioSource
 from lighthubert_hf.training.recipe import Recipe, SourceSection, load_recipe, parse_recipe, shipped_recipes
-from lighthubert_hf.training.streaming import AudioSource
 
 MINIMAL = {
     "name": "x",

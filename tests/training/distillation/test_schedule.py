@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lighthubert_hf.training.recipe import ScheduleSection
-from lighthubert_hf.training.schedule import learning_rate_scale, make_scheduler
+from lighthubert_hf.training.running.schedule import learning_rate_scale, make_scheduler
 
 TRI = ScheduleSection(kind="tri_stage", warmup=0.1, hold=0.5, initial_scale=0.01, final_scale=0.05)
 

@@ -5,16 +5,17 @@ import copy
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import TINY_SPACE
-from conftest_models import make_encoder
 
 from lighthubert_hf import SearchSpace, Subnet
-from lighthubert_hf.training.distill import make_optimizer
-from lighthubert_hf.training.objectives import make_objective
+from lighthubert_hf.training.distillation.objectives import make_objective
+from lighthubert_hf.training.distillation.run import make_optimizer
+from lighthubert_hf.training.distillation.step import DistillationModel, TrainingStep
+from lighthubert_hf.training.distillation.student import build_student
+from lighthubert_hf.training.distillation.teacher import Teacher
 from lighthubert_hf.training.recipe import StudentSection
-from lighthubert_hf.training.step import DistillationModel, TrainingStep
-from lighthubert_hf.training.student import build_student
-from lighthubert_hf.training.teacher import Teacher
+
+from .encoders import make_encoder
+from .tiny import TINY_SPACE
 
 NO_DROPOUT = {"hidden_dropout": 0.0, "activation_dropout": 0.0}
 SPACE = SearchSpace(**TINY_SPACE)

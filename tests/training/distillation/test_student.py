@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from conftest import TINY_SPACE
-from conftest_models import make_encoder
 
 from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, Subnet
+from lighthubert_hf.training.distillation.student import build_student
 from lighthubert_hf.training.recipe import StudentSection
-from lighthubert_hf.training.student import build_student
+
+from .encoders import make_encoder
+from .tiny import TINY_SPACE
 
 
 def build(teacher=None, seed=0, **settings):

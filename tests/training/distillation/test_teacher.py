@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from conftest_models import FAMILIES, make_encoder
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
+from lighthubert_hf.training.distillation.teacher import Teacher, TeacherRequest, load_encoder
 from lighthubert_hf.training.recipe import TeacherSection
-from lighthubert_hf.training.teacher import Teacher, TeacherRequest, load_encoder
+
+from .encoders import FAMILIES, make_encoder
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_architecture
 import torch
 from huggingface_hub import ModelCard
 from transformers import (
@@ -21,6 +20,8 @@ from transformers import (
     pipeline,
 )
 
+from . import tiny_architecture
+
 pytest.importorskip("espeakng_loader")
 
 from lighthubert_hf import (
@@ -30,6 +31,7 @@ from lighthubert_hf import (
     LightHubertForXVector,
 )
 from lighthubert_hf.metrics import EqualErrorRate
+from lighthubert_hf.training.audio.labelled import SpeechExample
 from lighthubert_hf.training.finetuning.classification_data import (
     ActivityCollator,
     ClassCollator,
@@ -45,9 +47,8 @@ from lighthubert_hf.training.finetuning.classification_trainer import (
 from lighthubert_hf.training.finetuning.recipes import load_finetuning_recipe
 from lighthubert_hf.training.finetuning.run import finetune
 from lighthubert_hf.training.finetuning.trainer import SpeechTrainer
-from lighthubert_hf.training.labelled_speech import SpeechExample
 from lighthubert_hf.training.recipe import ScheduleSection
-from lighthubert_hf.training.synthetic_tasks import KEYWORDS, TRAINING_VOICES, VERIFICATION_VOICES, synthesise_task
+from lighthubert_hf.training.synthetic.tasks import KEYWORDS, TRAINING_VOICES, VERIFICATION_VOICES, synthesise_task
 
 TINY = tiny_architecture.TINY | {
     "tdnn_dim": [16, 16],
@@ -404,7 +405,7 @@ import sys
 sys.argv[0] = "lighthubert"
 import lighthubert_hf.training.finetuning.model
 from transformers import AutoModelForCTC
-from lighthubert_hf.configuration_lighthubert import LightHubertConfig
+from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 print(LightHubertConfig in AutoModelForCTC._model_mapping)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import Wav2Vec2FeatureExtractor
 
 from lighthubert_hf import LightHubertConfig, LightHubertForCTC
+from lighthubert_hf.training.audio.labelled import SpeechExample
 from lighthubert_hf.training.finetuning.ctc_data import (
     CtcCollator,
     build_processor,
@@ -19,7 +20,6 @@ from lighthubert_hf.training.finetuning.ctc_data import (
     load_processor,
 )
 from lighthubert_hf.training.finetuning.ctc_decoding import transcriptions
-from lighthubert_hf.training.labelled_speech import SpeechExample
 
 ALPHABET = "abcdéß'"
 PROCESSOR = build_processor(characters([ALPHABET, "a b"]))

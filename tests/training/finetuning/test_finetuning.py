@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_architecture import TINY
 from transformers import AutoModelForCTC, HubertConfig, HubertModel, pipeline
 
 from lighthubert_hf import LightHubertForCTC, LightHubertModel
+from lighthubert_hf.training.audio.labelled import read_examples
+from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.finetuning import run as finetuning
 from lighthubert_hf.training.finetuning.ctc_recipe import CtcRecipe
 from lighthubert_hf.training.finetuning.ctc_trainer import CtcTrainer
@@ -18,9 +19,9 @@ from lighthubert_hf.training.finetuning.model import Thawing, build_model
 from lighthubert_hf.training.finetuning.recipe import FreezingSection, PretrainedSection
 from lighthubert_hf.training.finetuning.run import finetune
 from lighthubert_hf.training.finetuning.trainer import last_complete_checkpoint, load_data_state
-from lighthubert_hf.training.labelled_speech import read_examples
-from lighthubert_hf.training.sources import AudioSource
-from lighthubert_hf.training.synthetic_speech import synthesise_corpus
+from lighthubert_hf.training.synthetic.speech import synthesise_corpus
+
+from .tiny_architecture import TINY
 
 HEAD = {"vocab_size": 20, "pad_token_id": 0}
 

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModel, HubertConfig, HubertModel
 
 from lighthubert_hf import LightHubertModel
-from lighthubert_hf.training.audio import normalise
-from lighthubert_hf.training.sources import AudioSource
+from lighthubert_hf.training.audio.decoding import normalise
+from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.superb.feature_store import FeatureStore, data_fingerprint
 from lighthubert_hf.training.superb.splits import CachedSplit, LiveSplit, Selection
 from lighthubert_hf.training.superb.upstream import Upstream, load_upstream

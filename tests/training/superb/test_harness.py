@@ -6,7 +6,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from lighthubert_hf.model_folder import save_model_folder
+from lighthubert_hf.hub.folder import save_model_folder
 from lighthubert_hf.training.recipe import parse_recipe
 from lighthubert_hf.training.superb import harness, tiny
 from lighthubert_hf.training.superb.harness import evaluate_model

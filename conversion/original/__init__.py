@@ -1,0 +1,1 @@
+"""The original LightHuBERT's checkpoints: its names and config stand here and nowhere else."""

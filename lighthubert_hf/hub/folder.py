@@ -1,0 +1,351 @@
+"""Model folders that are complete: what `from_pretrained`, other tools and a reader need, in one place.
+
+NAME/
+  config.json                 with the auto_map of the code below
+  model.safetensors           (or shards and their index)
+  modeling_lighthubert.py …   the code, for readers without this package (LightHuBERT models only)
+  preprocessor_config.json    the feature extractor, where transformers 4, s3prl and others look
+  processor_config.json       the same, where transformers 5 looks first
+  tokenizer_config.json …     if there is a tokenizer
+  README.md, architecture.svg the model card
+  model_card.json             the facts it was rendered from
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+from safetensors import SafetensorError, safe_open
+
+from .card import (
+    FACTS_FILE,
+    PICTURE_FILE,
+    CardFacts,
+    read_config,
+    render_card,
+    render_picture,
+    teacher_license,
+    with_family,
+)
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PREPROCESSOR, PROCESSOR, TOKENIZER = "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"
+README = "README.md"
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_KINDS = (".json", ".safetensors", ".py", ".md", ".txt", ".svg", ".png", ".jpg", ".model", ".jinja")
+_TEXTS = (".json", ".py", ".md", ".txt", ".svg", ".jinja")
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+_STAMP = re.compile(r"\n<!-- rendered by lighthubert_hf from model_card\.json, sha256 ([0-9a-f]{64}) -->\n\Z")
+
+
+@contextmanager
+def written_beside(folder: str | Path) -> Iterator[Path]:
+    """A new folder beside `folder` that takes its place if the block succeeds and vanishes if it fails.
+
+    Raises:
+        ValueError: if `folder` holds something that this module did not write.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; choose a folder to write to")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / FACTS_FILE).is_file():
+        raise ValueError(f"{folder} is not empty and no saved model; choose another folder or empty it")
+    tag = uuid.uuid4().hex[:8]
+    new, old = folder.with_name(f".{folder.name}.{tag}.new"), folder.with_name(f".{folder.name}.{tag}.old")
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if folder.is_dir():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    except BaseException:
+        if old.is_dir() and not folder.exists():
+            os.replace(old, folder)
+        raise
+    finally:
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def save_model_folder(
+    model,
+    folder: str | Path,
+    *,
+    card: CardFacts | None = None,
+    processor=None,
+    repo_id: str | None = None,
+    max_shard_size: int | str = "50GB",
+) -> Path:
+    """Save a model as a complete folder, ready to be loaded, read and pushed.
+
+    A folder that this function wrote earlier is replaced as a whole; a failure leaves it as it was.
+
+    Args:
+        model: a LightHuBERT model, static or a supernet, or a HuBERT of transformers.
+        folder: where to.
+        card: what is known about it; parameters are counted if they are not among it.
+        processor: its feature extractor, or the processor with its tokenizer; by default a feature extractor for
+            16 kHz that normalises each recording to zero mean and unit variance, as LightHuBERT was trained.
+        repo_id: where it will be published, if that is known, for the examples in the card.
+        max_shard_size: weights above this are written as several files.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: if `folder` holds something else, or the model is of another kind.
+    """
+    with written_beside(folder) as new:
+        write_model(model, new, processor, max_shard_size)
+        complete_folder(new, card, repo_id)
+    return Path(folder)
+
+
+def write_model(model, folder: Path, processor, max_shard_size: int | str) -> None:
+    """Weights, config and code, and the processor if there is one."""
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    if processor is not None:
+        processor.save_pretrained(folder)
+
+
+def stage(folder: str | Path, target: Path, *, link: bool) -> dict[str, str]:
+    """Put what is published of a model folder into the empty `target`; the weights as links if `link`.
+
+    Returns:
+        What is left out, with the reasons.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; give one that a model was saved in")
+    left_out = {}
+    for path in sorted(folder.iterdir()):
+        reason = _reason_to_leave_out(path)
+        if reason:
+            left_out[path.name] = reason
+        elif link and path.suffix == ".safetensors":
+            (target / path.name).symlink_to(path.resolve())
+        else:
+            shutil.copyfile(path, target / path.name)
+    return left_out
+
+
+def _reason_to_leave_out(path: Path) -> str | None:
+    if path.is_dir():
+        return "a folder"
+    if path.name.startswith("."):
+        return "hidden"
+    if path.suffix in _PICKLES:
+        return "a pickle, which can run code when it is loaded"
+    if path.name == "trainer_state.json":
+        return "state of a training"
+    if path.suffix not in _KINDS and not path.name.startswith(("LICENSE", "NOTICE")):
+        return "no part of a model"
+    return None
+
+
+def complete_folder(folder: Path, card: CardFacts | None = None, repo_id: str | None = None) -> frozenset[str]:
+    """Add what a saved model lacks: code, both processor files, the card with its picture and its facts.
+
+    Args:
+        folder: what `save_pretrained` wrote, or more.
+        card: facts; by default those in the folder.
+        repo_id: where it will be published.
+
+    Returns:
+        The files that were made up from defaults, because nothing was known.
+
+    Raises:
+        ValueError, FileNotFoundError: if the folder holds no model or a broken one.
+    """
+    config = _read_json(folder / CONFIG, "give a folder that `save_pretrained` wrote")
+    parameters = count_parameters(folder)
+    if config.get("model_type") == "lighthubert":
+        _complete_code(folder, config)
+    defaults = _complete_processor(folder, config)
+    facts = load_facts(folder) if card is None else card
+    facts = _without_paths(_with_license(facts))
+    if facts.parameters is None:
+        facts = replace(facts, parameters=parameters)
+    if facts.macs_per_second is None:
+        facts = replace(facts, macs_per_second=_count_macs(config))
+    _write_json(folder / FACTS_FILE, facts.to_dict())
+    (folder / PICTURE_FILE).write_text(render_picture(config), encoding="utf-8")
+    readme = folder / README
+    present = readme.read_text(encoding="utf-8") if readme.is_file() else None
+    if present is None or is_rendered(present):
+        readme.write_text(_stamped(str(render_card(config, facts, repo_id))), encoding="utf-8")
+    elif facts.family:
+        readme.write_text(with_family(present, facts.family), encoding="utf-8")
+    _check_card(readme)
+    return defaults
+
+
+def load_facts(folder: str | Path) -> CardFacts:
+    """The facts in a model folder; empty ones if it has none."""
+    path = Path(folder) / FACTS_FILE
+    return CardFacts.load(path) if path.is_file() else CardFacts()
+
+
+def _with_license(facts: CardFacts) -> CardFacts:
+    """The licence that the card of a teacher on this disk states, where none was given. No network is asked."""
+    if facts.license is not None or facts.teacher is None or not Path(facts.teacher).is_dir():
+        return facts
+    return replace(facts, license=teacher_license(facts.teacher))
+
+
+def _without_paths(facts: CardFacts) -> CardFacts:
+    """Sources that are folders of this machine by their last name only: no reader of the card could go there."""
+
+    def shown(name: str | None) -> str | None:
+        return Path(name).name if name and (Path(name).is_absolute() or Path(name).exists()) else name
+
+    sources = {name: shown(getattr(facts, name)) for name in ("teacher", "supernet", "converted_from")}
+    return replace(facts, **sources, datasets=tuple(shown(name) for name in facts.datasets))
+
+
+def _stamped(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f"{text}\n<!-- rendered by lighthubert_hf from model_card.json, sha256 {digest} -->\n"
+
+
+def is_rendered(text: str) -> bool:
+    """Whether a README is as `complete_folder` wrote it: then it may be rendered again. An edited one is kept."""
+    match = _STAMP.search(text)
+    return match is not None and hashlib.sha256(text[: match.start()].encode()).hexdigest() == match.group(1)
+
+
+def _check_card(readme: Path) -> None:
+    try:
+        ModelCard(readme.read_text(encoding="utf-8"))
+    except Exception as error:  # whatever YAML or the card's own checks raise
+        raise ValueError(f"the metadata of {readme.name} is not valid: {' '.join(str(error).split())}") from None
+
+
+def _complete_code(folder: Path, config: dict) -> None:
+    """The modeling code, if the folder has none, and an `auto_map` for every head, so that each can be loaded."""
+    from transformers.dynamic_module_utils import get_relative_import_files
+
+    from lighthubert_hf.auto import AUTO_MODELS
+    from lighthubert_hf.model import modeling_lighthubert as modeling
+
+    source = Path(modeling.__file__)
+    if not (folder / source.name).is_file():
+        for path in (source, *map(Path, get_relative_import_files(source))):
+            shutil.copyfile(path, folder / path.name)
+    auto_map = {"AutoConfig": "configuration_lighthubert.LightHubertConfig"}
+    auto_map |= {auto.__name__: f"{source.stem}.{model.__name__}" for auto, model in AUTO_MODELS.items()}
+    if config.get("auto_map") != auto_map:
+        _write_json(folder / CONFIG, config | {"auto_map": auto_map})
+
+
+def _complete_processor(folder: Path, config: dict) -> frozenset[str]:
+    """Both processor files, saying the same. Other tools read the first, transformers 5 the second."""
+    old, new = folder / PREPROCESSOR, folder / PROCESSOR
+    extractor = _read_json(old) if old.is_file() else None
+    nested = _read_json(new).get("feature_extractor") if new.is_file() else None
+    if extractor and nested and extractor.get("do_normalize") != nested.get("do_normalize"):
+        raise ValueError(
+            f"{PREPROCESSOR} says do_normalize={extractor.get('do_normalize')}, {PROCESSOR} says "
+            f"{nested.get('do_normalize')}; delete the wrong one"
+        )
+    if extractor and nested:
+        return frozenset()
+    made_up = not extractor and not nested
+    extractor = extractor or nested or _default_extractor(config)
+    if not old.is_file():
+        _write_json(old, extractor)
+    if not nested:
+        # Without a tokenizer AutoProcessor takes the feature extractor for the processor, if told so.
+        has_tokenizer = (folder / TOKENIZER).is_file()
+        name = "Wav2Vec2Processor" if has_tokenizer else extractor.get("feature_extractor_type")
+        _write_json(new, {"feature_extractor": extractor, "processor_class": name})
+    return frozenset((PREPROCESSOR, PROCESSOR)) if made_up else frozenset()
+
+
+def _default_extractor(config: dict) -> dict:
+    # transformers' own group-norm HuBERTs were trained without an attention mask and are not padding-invariant.
+    masked = config["model_type"] == "lighthubert" or config.get("feat_extract_norm") == "layer"
+    return {
+        "do_normalize": True,
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": masked,
+        "sampling_rate": 16000,
+    }
+
+
+def count_parameters(folder: Path) -> int:
+    """Numbers in the weights of a folder, from the headers of its safetensors files.
+
+    Raises:
+        FileNotFoundError: if there are no safetensors files, or some of the index are missing.
+        ValueError: if one cannot be read.
+    """
+    if (folder / INDEX).is_file():
+        names = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
+    else:
+        names = [WEIGHTS]
+    total = 0
+    for name in names:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}; save the model with `save_pretrained`, as safetensors")
+        try:
+            with safe_open(folder / name, framework="np") as weights:
+                for key in weights.keys():  # noqa: SIM118 (not a dict)
+                    size = 1
+                    for length in weights.get_slice(key).get_shape():
+                        size *= length
+                    total += size
+        except SafetensorError as error:
+            raise ValueError(f"{folder / name} is not a readable safetensors file: {error}") from None
+    return total
+
+
+def _count_macs(config: dict) -> int | None:
+    """Multiply-accumulates of the encoder per second of audio; `None` for a supernet, whose subnets differ in it."""
+    from lighthubert_hf.costs.profiling import _nominal_config, count_macs
+
+    model_config = read_config(config)
+    if getattr(model_config, "search_space", None) is not None:
+        return None
+    return count_macs(_nominal_config(model_config))
+
+
+def check_no_secrets(folder: Path, token: str | None = None) -> None:
+    """Raise a ValueError that names the file (never the token) if a text of the folder contains an access token."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in _TEXTS:
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if _TOKEN.search(text) or (token and token in text):
+            raise ValueError(f"{path.name} contains an access token; take it out (and revoke it) before publishing")
+
+
+def _read_json(path: Path, remedy: str = "restore it") -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} has no {path.name}; {remedy}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); {remedy}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}; {remedy}")
+    return data
+
+
+def _write_json(path: Path, data: dict) -> None:
+    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")

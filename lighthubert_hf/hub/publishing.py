@@ -1,0 +1,269 @@
+"""From a supernet to a model folder, and from a model or a folder to the Hub."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo
+from transformers import AutoFeatureExtractor
+from transformers.utils import cached_file
+
+from lighthubert_hf.costs.profiling import Profile
+from lighthubert_hf.model.search_space import Subnet
+
+from .card import FACTS_FILE, CardFacts, Latency
+from .folder import (
+    PREPROCESSOR,
+    PROCESSOR,
+    check_no_secrets,
+    complete_folder,
+    load_facts,
+    save_model_folder,
+    stage,
+    write_model,
+    written_beside,
+)
+from .upload import Upload, clean_token, file_names, secret
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """What a push did, or in a dry run would do.
+
+    Attributes:
+        repo_id: the repository.
+        files: what was committed, or would be.
+        left_out: files of the folder that are not published, with the reasons.
+        commit: the commit on the Hub; `None` after a dry run.
+        folder: where a dry run wrote the files.
+    """
+
+    repo_id: str
+    files: tuple[str, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    commit: CommitInfo | None = None
+    folder: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data for JSON."""
+        return {
+            "repo_id": self.repo_id,
+            "files": list(self.files),
+            "left_out": dict(self.left_out),
+            "commit": self.commit and self.commit.oid,
+            "url": self.commit and self.commit.commit_url,
+            "folder": self.folder and str(self.folder),
+        }
+
+    def __str__(self) -> str:
+        where = f"{self.repo_id}: {len(self.files)} files"
+        done = f"{where} in {self.commit.commit_url}" if self.commit else f"{where} would be uploaded: {self.folder}"
+        return "\n".join([done, *(f"  left out: {name} ({reason})" for name, reason in self.left_out.items())])
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    card: CardFacts | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    dry_run: str | Path | None = None,
+) -> PushResult:
+    """Publish a model folder in one commit, after adding what it lacks (see `lighthubert_hf.hub.folder`).
+
+    The folder itself stays as it is. Its card is rendered again with the repository's name, unless it was edited.
+
+    Args:
+        folder: a folder that `save_model_folder` or `save_pretrained` wrote.
+        repo_id: "owner/name", or "name" for one's own.
+        card: facts for the card; by default those in the folder.
+        private: whether a new repository is private. An existing one keeps what it is; if that is public and `private`
+            is asked for, nothing is pushed.
+        token: access token; by default the one of `hf auth login` or `HF_TOKEN`.
+        revision: branch, made from the main one if there is none of this name.
+        create_pr: open a pull request instead of committing.
+        dry_run: a folder to write exactly what would be uploaded to, instead of uploading. Needs no network.
+
+    Raises:
+        PublishingError: if the Hub refuses or cannot be reached.
+        ValueError, FileNotFoundError: if the folder holds no complete model, or an access token.
+    """
+    token = clean_token(token)
+    if dry_run is not None:
+        with written_beside(dry_run) as target:
+            left_out, _ = prepare(folder, target, repo_id, card=card, token=token, link=False)
+            return PushResult(repo_id, file_names(target), left_out, folder=Path(dry_run))
+    upload = Upload(repo_id, private, token, revision, commit_message, create_pr)
+    with tempfile.TemporaryDirectory() as name:
+        target = Path(name)
+        left_out, defaults = prepare(folder, target, upload.full_id(), card=card, token=token, link=True)
+        return PushResult(upload.full_id(), file_names(target), left_out, upload.push(target, defaults))
+
+
+def check_folder(
+    folder: str | Path, repo_id: str, *, card: CardFacts | None = None, token: str | bool | None = None
+) -> None:
+    """Raise what `push_folder` would raise on account of the folder, without pushing."""
+    with tempfile.TemporaryDirectory() as target:
+        prepare(folder, Path(target), repo_id, card=card, token=token, link=True)
+
+
+def prepare(
+    folder: str | Path, target: Path, repo_id: str, *, card: CardFacts | None, token: str | bool | None, link: bool
+) -> tuple[dict[str, str], frozenset[str]]:
+    """Put what is to be uploaded into `target`. Returns what is left out, and which files are only defaults."""
+    left_out = stage(folder, target, link=link)
+    defaults = complete_folder(target, card, repo_id)
+    check_no_secrets(target, secret(token))
+    return left_out, defaults
+
+
+def push_model(
+    model,
+    repo_id: str,
+    *,
+    card: CardFacts | None = None,
+    processor=None,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    max_shard_size: int | str = "50GB",
+    tags: list[str] | None = None,
+) -> CommitInfo:
+    """What `model.push_to_hub` does: [`~transformers.PreTrainedModel.push_to_hub`], with the complete folder.
+
+    Args:
+        card: facts for the card. The card is rendered anew, since another model's numbers would not be this one's.
+        processor: feature extractor or processor to publish with it. Without it, one that is already in the
+            repository is kept, and where there is none the default feature extractor is added.
+        tags: more tags for the card, besides those of `model.add_model_tags`.
+
+    Raises:
+        PublishingError: if the Hub refuses or cannot be reached.
+    """
+    token = clean_token(token)
+    facts = card or CardFacts()
+    facts = replace(facts, tags=(*facts.tags, *(model.model_tags or ()), *(tags or ())))
+    with tempfile.TemporaryDirectory() as target:
+        write_model(model, Path(target), processor, max_shard_size)
+        upload = Upload(repo_id, private, token, revision, commit_message, create_pr, commit_description)
+        defaults = complete_folder(Path(target), facts, upload.full_id())
+        check_no_secrets(Path(target), secret(token))
+        return upload.push(Path(target), defaults)
+
+
+def extract_to_folder(
+    supernet: str | Path,
+    folder: str | Path,
+    *,
+    subnet: str | Path | Subnet = "default",
+    plain_hubert: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Path:
+    """Cut a subnet out of a supernet and save it as a complete model folder.
+
+    Its card has from the supernet's what is true of both: teacher, data, licence.
+
+    Args:
+        supernet: folder or Hub id.
+        folder: where to.
+        subnet: "default", "smallest", "largest", a JSON file of a `Subnet`, or a `Subnet`.
+        plain_hubert: save a HuBERT of transformers instead of a LightHuBERT.
+        revision: of a supernet on the Hub. The card names the commit that it was.
+
+    Raises:
+        FileNotFoundError: if there is no such supernet, or no such JSON file.
+        ValueError: if it is no supernet, the subnet does not fit, or no plain HuBERT computes the same.
+    """
+    source = load_supernet(supernet, revision, token)
+    chosen = read_subnet(subnet, source)
+    model = source.extract_subnet(chosen)
+    commit = getattr(source.config, "_commit_hash", None) or revision
+    card = replace(supernet_facts(supernet, revision, token), supernet=str(supernet), revision=commit, subnet=chosen)
+    processor = supernet_processor(supernet, revision, token)
+    return save_model_folder(model.to_hubert() if plain_hubert else model, folder, card=card, processor=processor)
+
+
+def record_latency(folder: str | Path, measured: Profile) -> None:
+    """Put a time that was measured on the card of a model folder: the one of the longest audio, by itself.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it is a supernet, whose card is not that of one of its subnets.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; only a model folder's card can be updated")
+    if measured.subnet is not None:
+        raise ValueError(f"{folder} is a supernet, of which one subnet was measured; extract that and measure it")
+    row = max(measured.rows, key=lambda row: (-row.batch, row.seconds))
+    latency = Latency(
+        1000 * row.real_time_factor,
+        machine=f"{measured.machine['device']}, {measured.machine['threads']} threads",
+        command=f"lighthubert profile MODEL --seconds {row.seconds:g} --batch {row.batch}",
+    )
+    complete_folder(folder, replace(load_facts(folder), latency=latency))
+
+
+def load_supernet(supernet: str | Path, revision: str | None = None, token: str | bool | None = None):
+    """The LightHubertModel of a supernet, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: if it is in no folder and not on the Hub.
+        ValueError: if it is static.
+    """
+    from lighthubert_hf.model.modeling_lighthubert import LightHubertModel
+
+    try:
+        model = LightHubertModel.from_pretrained(str(supernet), revision=revision, token=token)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"no supernet can be loaded from {supernet}: {reason}") from error
+    if model.search_space is None:
+        raise ValueError(f"{supernet} is static (its config has no search_space); give the supernet it is from")
+    return model.eval()
+
+
+def read_subnet(subnet: str | Path | Subnet, supernet) -> Subnet:
+    """The subnet that a user asked for by one of the three names, by a JSON file, or as it is."""
+    if isinstance(subnet, Subnet):
+        return subnet
+    if subnet == "default":
+        return Subnet.from_dict(supernet.config.default_subnet)
+    if subnet in ("smallest", "largest"):
+        return getattr(supernet.search_space, subnet)()
+    path = Path(subnet)
+    if not path.is_file():
+        raise FileNotFoundError(f"subnet {str(subnet)!r} is not default, smallest, largest or a JSON file that exists")
+    try:
+        return Subnet.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:  # of JSON, too
+        raise ValueError(f"{path} describes no subnet: {error}") from None
+
+
+def supernet_facts(supernet: str | Path, revision: str | None, token: str | bool | None) -> CardFacts:
+    """What a supernet's card says that is true of its subnets, too; nothing if it has none."""
+    path = _file_of(supernet, FACTS_FILE, revision, token)
+    return CardFacts.load(path).origin() if path else CardFacts()
+
+
+def supernet_processor(supernet: str | Path, revision: str | None, token: str | bool | None):
+    """The feature extractor beside a supernet; `None` if there is none, for which the default stands."""
+    if not any(_file_of(supernet, name, revision, token) for name in (PREPROCESSOR, PROCESSOR)):
+        return None
+    return AutoFeatureExtractor.from_pretrained(str(supernet), revision=revision, token=token)
+
+
+def _file_of(source: str | Path, name: str, revision: str | None, token: str | bool | None) -> str | None:
+    return cached_file(str(source), name, revision=revision, token=token, _raise_exceptions_for_missing_entries=False)

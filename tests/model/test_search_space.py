@@ -1,0 +1,234 @@
+import json
+import random
+import subprocess
+import sys
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lighthubert_hf import SearchSpace, Subnet
+from lighthubert_hf.model.search_space import check_cuttable, ffn_ranges, kept_layers
+
+SMALL, BASE = SearchSpace.small(), SearchSpace.base()
+TINY = SearchSpace((2, 4), (1, 2), (1.5, 2.0), (1, 2))
+
+
+def test_no_torch_is_imported():
+    code = "import sys; sys.argv = ['lighthubert']; import lighthubert_hf; "
+    code += "from lighthubert_hf import SearchSpace; SearchSpace.small(); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Which layers
+
+
+def test_depths_of_the_published_space():
+    assert kept_layers(12, 12) == tuple(range(12))
+    assert set(range(12)) - set(kept_layers(11, 12)) == {11}
+    assert set(range(12)) - set(kept_layers(10, 12)) == {7, 11}
+
+
+@given(st.integers(1, 30).flatmap(lambda total: st.tuples(st.integers(1, total), st.just(total))))
+def test_shallower_is_nested_in_deeper(depth_and_total):
+    depth, total = depth_and_total
+    layers = kept_layers(depth, total)
+    assert len(layers) == depth
+    assert list(layers) == sorted(layers)
+    assert set(layers) <= set(range(total))
+    if depth < total:
+        assert set(layers) <= set(kept_layers(depth + 1, total))
+
+
+@pytest.mark.parametrize("depth", [0, 13, -1])
+def test_impossible_depth(depth):
+    with pytest.raises(ValueError, match=f"{depth} layers cannot be cut from 12; allowed: 1 to 12"):
+        kept_layers(depth, 12)
+
+
+# Which FFN units
+
+
+def test_ffn_ranges_of_the_published_spaces():
+    assert ffn_ranges(512, 1792, 768) == ((0, 512), (768, 1280), (1536, 2048), (2304, 2560))
+    assert ffn_ranges(384, 1152, 768) == ((0, 384), (768, 1152), (1536, 1920))
+    assert ffn_ranges(768, 3072, 768) == ((0, 3072),)
+
+
+@given(st.integers(1, 64), st.integers(1, 300), st.integers(0, 64))
+def test_ffn_ranges_take_the_right_number_of_units(width, size, more):
+    ranges = ffn_ranges(width, size, width + more)
+    units = [unit for start, stop in ranges for unit in range(start, stop)]
+    assert len(units) == size
+    assert units == sorted(set(units))
+    assert all(unit % (width + more) < width for unit in units)
+    assert all(stop <= later for (_, stop), (later, _) in pairwise(ranges))
+
+
+# Subnets
+
+
+def test_subnet_is_a_value():
+    a = Subnet(384, (6,) * 12, (1536,) * 12)
+    b = Subnet(384, [6] * 12, np.full(12, 1536))
+    assert a == b
+    assert hash(a) == hash(b)
+    assert a.key == b.key
+    assert len({a, b}) == 1
+    assert a.num_hidden_layers == 12
+    assert a.is_uniform
+    assert not Subnet(8, (1, 2), (4, 4)).is_uniform
+    with pytest.raises(AttributeError):
+        a.hidden_size = 5
+
+
+def test_subnet_reads_well():
+    assert str(Subnet(384, (6, 6), (1536, 1536))) == "2 layers, 384 wide, heads 6, FFN 1536"
+    assert str(Subnet(384, (6, 4), (1536, 1152))) == "2 layers, 384 wide, heads 6-4, FFN 1536-1152"
+
+
+@given(st.randoms(use_true_random=False), st.sampled_from([SMALL, BASE, TINY]))
+def test_subnets_survive_json(rng, space):
+    subnet = space.sample(rng)
+    again = Subnet.from_dict(json.loads(json.dumps(subnet.to_dict())))
+    assert again == subnet
+    assert again.key == subnet.key
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((384, (6, 6), (1536,)), "got 2 and 1"),
+        ((384, (), ()), "num_attention_heads must be a non-empty sequence"),
+        ((0, (6,), (1536,)), "hidden_size must be a non-empty sequence of positive integers"),
+        ((384, (6.5,), (1536,)), r"num_attention_heads must be .*6\.5"),
+        ((384, ("six",), (1536,)), "num_attention_heads must be .*six"),
+        ((384, 6, (1536,)), "num_attention_heads must be a sequence"),
+        ((384, (6,), (-1,)), "intermediate_size must be"),
+    ],
+)
+def test_impossible_subnets(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Subnet(*arguments)
+
+
+@pytest.mark.parametrize("data", [{"hidden_size": 4}, {}, [], "subnet", {**TINY.smallest().to_dict(), "extra": 1}])
+def test_subnet_from_something_else(data):
+    with pytest.raises(ValueError, match="Subnet"):
+        Subnet.from_dict(data)
+
+
+# Search spaces
+
+
+def test_published_spaces():
+    assert SMALL.count() == len(SMALL) == 951_892_141_473
+    assert BASE.count() == len(BASE) == 6_530_347_008
+    assert SMALL.default() == Subnet(384, (6,) * 12, (1536,) * 12)
+    assert BASE.default() == Subnet(640, (10,) * 12, (2560,) * 12)
+    assert SMALL.smallest() == Subnet(256, (4,) * 10, (768,) * 10)
+    assert BASE.largest() == Subnet(768, (12,) * 12, (3072,) * 12)
+
+
+def test_every_subnet_is_counted_once():
+    subnets = {
+        Subnet(width, heads, tuple(int(r * width) for r in ratios))
+        for depth in TINY.num_hidden_layers
+        for width in TINY.hidden_size
+        for heads in product(TINY.num_attention_heads, repeat=depth)
+        for ratios in product(TINY.ffn_ratio, repeat=depth)
+    }
+    assert len(subnets) == TINY.count() == 40
+    assert len({subnet.key for subnet in subnets}) == 40
+    assert all(subnet in TINY for subnet in subnets)
+    rng = random.Random(0)
+    assert {TINY.sample(rng) for _ in range(2000)} == subnets
+
+
+def test_membership():
+    for outside in (
+        Subnet(300, (6,) * 12, (900,) * 12),
+        Subnet(384, (5,) * 12, (1536,) * 12),
+        Subnet(384, (6,) * 12, (1535,) * 12),
+        Subnet(384, (6,) * 9, (1536,) * 9),
+        "384",
+    ):
+        assert outside not in SMALL
+
+
+@given(st.integers(0, 2**32), st.sampled_from([SMALL, BASE, TINY]))
+def test_samples_belong_and_repeat(seed, space):
+    subnet = space.sample(random.Random(seed))
+    assert subnet in space
+    assert subnet == space.sample(random.Random(seed))
+    drawn = space.sample(np.random.default_rng(seed))
+    assert drawn in space
+    assert drawn == space.sample(np.random.default_rng(seed))
+
+
+def test_order_of_drawing():
+    class Recorder:
+        def __init__(self):
+            self.seen = []
+
+        def choice(self, options):
+            self.seen.append(options)
+            return options[-1]
+
+    recorder = Recorder()
+    TINY.sample(recorder)
+    assert recorder.seen == [TINY.num_hidden_layers, TINY.hidden_size, *[TINY.ffn_ratio] * 2, *[(1, 2)] * 2]
+
+
+def test_choices_are_sorted_and_survive_json():
+    space = SearchSpace((512, 256), [8, 4], (4, 3.5), (12, 10))
+    assert space == SearchSpace((256, 512), (4, 8), (3.5, 4.0), (10, 12))
+    assert SearchSpace.from_dict(json.loads(json.dumps(space.to_dict()))) == space
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("hidden_size", (), "hidden_size must be a non-empty sequence"),
+        ("hidden_size", (256, 256), r"hidden_size lists a choice twice: \(256, 256\)"),
+        ("num_attention_heads", (0,), "num_attention_heads must be"),
+        ("ffn_ratio", (0.0,), "ffn_ratio must be"),
+        ("ffn_ratio", (float("nan"),), "ffn_ratio must be"),
+        ("ffn_ratio", None, "ffn_ratio must be"),
+        ("num_hidden_layers", (2.5,), "num_hidden_layers must be"),
+    ],
+)
+def test_impossible_spaces(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        SearchSpace(**{**SMALL.to_dict(), field: value})
+
+
+def test_space_from_something_else():
+    with pytest.raises(ValueError, match="exactly the keys"):
+        SearchSpace.from_dict({"embed_dim": [256]})
+
+
+# Cutting
+
+FULL = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 192, "num_hidden_layers": 4, "groups": 4}
+
+
+@pytest.mark.parametrize(
+    ("subnet", "message"),
+    [
+        (Subnet(128, (4,), (192,)), "hidden_size 128 exceeds the supernet's 64"),
+        (Subnet(50, (4,), (100,)), "hidden_size 50 is not a multiple of num_conv_pos_embedding_groups"),
+        (Subnet(64, (4,) * 5, (192,) * 5), "num_hidden_layers 5 exceeds"),
+        (Subnet(64, (4, 5), (192, 192)), "num_attention_heads 5 exceeds the supernet's 4"),
+        (Subnet(48, (4,), (145,)), "needs FFN units up to 193, the supernet has 192; choose a ratio of at most 3"),
+    ],
+)
+def test_reasons_why_a_subnet_does_not_fit(subnet, message):
+    with pytest.raises(ValueError, match=message):
+        check_cuttable(subnet, **FULL)
+
+
+def test_what_fits_may_lie_outside_the_space():
+    check_cuttable(Subnet(4, (3, 1), (7, 12)), **FULL)

@@ -1,0 +1,219 @@
+"""The whole loop: from a recipe to a model folder, on one process and on two."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.utils import is_wandb_available
+from transformers import AutoFeatureExtractor, AutoModel
+
+from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, SearchSpace
+from lighthubert_hf.training.distillation.progress import read_log
+from lighthubert_hf.training.distillation.run import distill
+from lighthubert_hf.training.recipe import load_recipe, shipped_recipes
+
+from . import distill_worker as worker
+
+
+def losses(recipe) -> list[float]:
+    return [entry["loss"] for entry in read_log(Path(recipe.output_dir) / "log.jsonl") if "loss" in entry]
+
+
+def test_two_stages_and_a_retrained_subnet(tiny_recipe, make_recipe, tmp_path, tiny_corpus):
+    validation = {
+        "sources": [{"path": str(tiny_corpus), "split": "validation"}],
+        "every": 15,
+        "batch_seconds": 4,
+        "crop_seconds": 2,
+        "num_random": 1,
+    }
+    fast = {"lr": 3e-3}
+    first = tiny_recipe(
+        sampler={"kind": "largest"},
+        training={"steps": 30},
+        validation=validation,
+        optimizer=fast,
+        logging={"every": 10},
+    )
+    stage1 = distill(first, show_progress=False)
+    assert losses(first)[-1] < 0.8 * losses(first)[0]
+    second = make_recipe(
+        tmp_path / "stage2",
+        student={"init": str(stage1), "search_space": None},
+        sampler={"kind": "sandwich", "in_place_weight": 0.2},
+        training={"steps": 15},
+        validation=validation,
+        optimizer=fast,
+    )
+    stage2 = distill(second, show_progress=False)
+    validated = [
+        [entry["validation"] for entry in read_log(Path(recipe.output_dir) / "log.jsonl") if "validation" in entry]
+        for recipe in (first, second)
+    ]
+    assert validated[0][0].keys() == {"smallest", "default", "largest", "random-0"}
+    # Stage 1 helps the largest; only stage 2 teaches the smallest.
+    assert validated[0][1]["largest"] < validated[0][0]["largest"]
+    assert validated[1][0]["smallest"] < 0.8 * validated[0][1]["smallest"]
+    for cls in (LightHubertForPreTraining, LightHubertModel, AutoModel):
+        model = cls.from_pretrained(stage2)
+        assert model.search_space == SearchSpace(**first.student.search_space.model_dump())
+    extractor = AutoFeatureExtractor.from_pretrained(stage2)
+    assert extractor.do_normalize
+    assert extractor.return_attention_mask
+    assert json.loads((stage2 / "preprocessor_config.json").read_text())["sampling_rate"] == 16000
+    third = make_recipe(
+        tmp_path / "subnet",
+        student={"init": str(stage2), "search_space": None, "subnet": "smallest"},
+        training={"steps": 2},
+        validation=validation | {"every": 1},
+    )
+    static = LightHubertModel.from_pretrained(distill(third, show_progress=False))
+    assert static.search_space is None
+    assert static.config.hidden_size == 16
+    assert losses(third)[0] < losses(first)[0]
+
+
+@pytest.mark.parametrize("objective", ["dphubert", "armhubert", "distilhubert"])
+def test_other_objectives_learn(tiny_recipe, objective):
+    settings = {
+        "dphubert": {"layer_groups": [[0], [2, 4]]},
+        "armhubert": {},
+        "distilhubert": {"layers": [2, 4]},
+    }[objective]
+    masking = {} if objective == "armhubert" else None
+    recipe = tiny_recipe(
+        objective={"name": objective, **settings},
+        masking=masking,
+        training={"steps": 16},
+        optimizer={"lr": 3e-3},
+        logging={"every": 4},
+    )
+    distill(recipe, show_progress=False)
+    assert losses(recipe)[-1] < losses(recipe)[0]
+
+
+def test_two_processes_stay_equal_to_the_bit(tiny_recipe):
+    """With depth that changes, layers recomputed, accumulation, several subnets, and one step that is not finite."""
+    recipe = tiny_recipe(
+        training={"steps": 4, "accumulation": 2, "gradient_checkpointing": True},
+        sampler={"kind": "random", "num_random": 2},
+        student={"config": {"layerdrop": 0.3}},
+    )
+    assert worker.run(recipe, world_size=2, poison=(1, 2)) == [0, 0]
+    first, second = worker.fingerprints(recipe, 2)
+    assert first == second
+    assert first["step"] == 4
+    assert first["skipped"] == 1
+    entries = read_log(Path(recipe.output_dir) / "log.jsonl")
+    assert [entry["skipped_steps"] for entry in entries] == [0, 0, 1, 1]
+    assert entries[2]["loss"] is None
+
+
+@pytest.mark.parametrize("numbers", [(3, 1), (0, 2)])
+def test_processes_whose_data_end_at_different_times(tiny_recipe, numbers):
+    recipe = tiny_recipe(training={"steps": 10})
+    assert worker.run(recipe, world_size=2, data_ends=numbers) == [0, 0]
+    first, second = worker.fingerprints(recipe, 2)
+    assert first == second
+    assert first["step"] == max(numbers)
+    assert first["skipped"] == 0
+
+
+def test_two_processes_compute_the_mean_over_all_frames(tiny_recipe, make_recipe, tmp_path):
+    """Their first step has the gradient of one process that accumulates both processes' batches."""
+    sections = {"masking": None, "student": {"config": {"hidden_dropout": 0.0, "activation_dropout": 0.0}}}
+    pair = tiny_recipe(training={"steps": 1}, **sections)
+    assert worker.run(pair, world_size=2, record_batches=str(tmp_path)) == [0, 0]
+    alone = make_recipe(tmp_path / "alone", training={"steps": 1, "accumulation": 2}, **sections)
+    assert worker.run(alone, replay_batches=str(tmp_path)) == [0]
+    entries = [read_log(Path(recipe.output_dir) / "log.jsonl")[0] for recipe in (pair, alone)]
+    for key in ("loss", "gradient_norm", "audio_seconds"):
+        assert entries[0][key] == pytest.approx(entries[1][key], rel=1e-5)
+
+
+def test_a_real_launcher(tiny_recipe, tmp_path):
+    """`accelerate launch` with two processes; without GPUs they meet through gloo."""
+    recipe = tiny_recipe(training={"steps": 2})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options.split()]
+    script = Path(__file__).parent / "distill_worker.py"
+    result = subprocess.run(
+        [*launcher, str(script), str(path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    first, second = worker.fingerprints(recipe, 2)
+    assert first == second
+    assert len(read_log(Path(recipe.output_dir) / "log.jsonl")) == 2
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_endless_failure_stops(tiny_recipe, monkeypatch):
+    from lighthubert_hf.training.distillation.step import TrainingStep
+
+    recipe = tiny_recipe(training={"steps": 50, "max_skipped_in_a_row": 3})
+    run = TrainingStep.run
+
+    def poisoned(self, step, batches, *args):
+        batches[0]["input_values"][:] = float("nan")
+        return run(self, step, batches, *args)
+
+    monkeypatch.setattr(TrainingStep, "run", poisoned)
+    with pytest.raises(ValueError, match=r"3 steps in a row were not finite \(up to step 3\); lower optimizer.lr"):
+        distill(recipe, show_progress=False)
+
+
+def test_trackers_only_if_asked_for(tiny_recipe, make_recipe, tmp_path):
+    recipe = tiny_recipe(training={"steps": 2})
+    distill(recipe, show_progress=False)
+    usual = {"recipe.yaml", "log.jsonl", "checkpoints", "final"}
+    assert {path.name for path in Path(recipe.output_dir).iterdir()} == usual
+    pytest.importorskip("tensorboard")
+    tracked = make_recipe(tmp_path / "tracked", training={"steps": 2}, logging={"trackers": ["tensorboard"]})
+    distill(tracked, show_progress=False)
+    assert {path.name for path in Path(tracked.output_dir).iterdir()} == usual | {"lighthubert"}
+    assert list((tmp_path / "tracked" / "lighthubert").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_fp16_without_a_gpu(tiny_recipe):
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        distill(tiny_recipe(training={"steps": 2, "mixed_precision": "fp16"}), show_progress=False)
+
+
+@pytest.mark.skipif(is_wandb_available(), reason="wandb is installed")
+def test_missing_tracker(tiny_recipe):
+    with pytest.raises(ValueError, match="names wandb, which is not installed"):
+        distill(tiny_recipe(logging={"trackers": ["wandb"]}), show_progress=False)
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.endswith("-tiny")])
+def test_tiny_twins_run_to_the_end(name, tmp_path, tiny_stage1):
+    overrides = [f"output_dir={tmp_path}/run"]
+    if load_recipe(name).student.init.startswith("runs/"):
+        overrides.append(f"student.init={tiny_stage1}")
+    final = distill(load_recipe(name, overrides), show_progress=False)
+    model = LightHubertModel.from_pretrained(final)
+    if name == "retrain-subnet-tiny":
+        supernet = LightHubertModel.from_pretrained(tiny_stage1)
+        assert model.search_space is None
+        assert model.active_subnet.to_dict() == supernet.config.default_subnet
+    else:
+        model.set_active_subnet(model.search_space.smallest())
+    assert torch.isfinite(model(torch.randn(1, 4000)).last_hidden_state).all()
+
+
+@pytest.fixture(scope="module")
+def tiny_stage1(tmp_path_factory):
+    recipe = load_recipe("lighthubert-stage1-tiny", [f"output_dir={tmp_path_factory.mktemp('stage1')}/run"])
+    return distill(recipe, show_progress=False)

@@ -1,0 +1,1 @@
+"""The whole job, small and offline."""

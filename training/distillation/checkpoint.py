@@ -1,0 +1,192 @@
+"""Checkpoints from which a killed run goes on exactly, written so that a kill at any moment leaves a usable one.
+
+```
+output_dir/
+  recipe.yaml                        the recipe of the run, all defaults filled in
+  log.jsonl                          a line per logged step
+  checkpoints/
+    step-00010000/
+      pretrained_model/              what from_pretrained reads
+        config.json  model.safetensors  preprocessor_config.json  README.md  …
+      training_state/
+        trainer.json                 step, counters, loss scale, where each process stands in the data
+        optimizer.safetensors        "parameter/exp_avg", "parameter/exp_avg_sq", "parameter/step"
+        objective.safetensors        the objective's own heads
+      complete.json                  written last: names and sizes of all files
+    .step-00020000.partial/          a save in progress, or one that was killed; removed at the next start
+  final/                             the finished model, complete like pretrained_model/
+```
+
+A checkpoint is written beside its name and renamed when complete. Nothing in it is pickled.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
+
+from lighthubert_hf import LightHubertForPreTraining
+from lighthubert_hf.hub.card import CardFacts
+from lighthubert_hf.hub.folder import complete_folder
+
+MARKER = "complete.json"
+_PARTIAL = ".partial"
+
+
+@dataclass
+class TrainingState:
+    """What a run needs beside the model to go on.
+
+    Args:
+        step: Optimiser steps done, skipped ones included.
+        num_processes: Processes of the run; each has its own place in the data.
+        data: The loader's state of each process, JSON-able.
+        audio_seconds: Audio seen so far.
+        skipped_steps: Steps skipped so far because they were not finite.
+        skipped_in_a_row: The latest of them without a good one between.
+        pending_losses: Losses of the steps since the last line of the log.
+        scaler: State of the fp16 loss scale; empty without one.
+        optimizer: See `flatten_optimizer`.
+        objective: State dict of the objective.
+    """
+
+    step: int
+    num_processes: int
+    data: list[dict[str, Any]]
+    audio_seconds: float = 0.0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    pending_losses: list[float] = field(default_factory=list)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, torch.Tensor] = field(default_factory=dict)
+    objective: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def save_model(folder: Path, student: LightHubertForPreTraining, card: CardFacts) -> None:
+    """The model with all that belongs to a model folder (feature extractor, card), complete or not at all."""
+    partial = _fresh_partial(folder)
+    with _without_progress_bars():  # they would tear the training's own line
+        student.save_pretrained(partial)
+    complete_folder(partial, card)
+    os.replace(partial, folder)
+
+
+def save_checkpoint(folder: Path, student: LightHubertForPreTraining, state: TrainingState, card: CardFacts) -> None:
+    """Write one checkpoint (see the module's drawing), complete or not at all. By the main process only."""
+    partial = _fresh_partial(folder)
+    save_model(partial / "pretrained_model", student, card)
+    place = partial / "training_state"
+    place.mkdir()
+    save_file(_owned(state.optimizer), place / "optimizer.safetensors")
+    save_file(_owned(state.objective), place / "objective.safetensors")
+    plain = {key: value for key, value in vars(state).items() if key not in ("optimizer", "objective")}
+    (place / "trainer.json").write_text(json.dumps(plain), encoding="utf-8")
+    sizes = {str(f.relative_to(partial)): f.stat().st_size for f in sorted(partial.rglob("*")) if f.is_file()}
+    (partial / MARKER).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
+    if folder.exists():  # of an earlier life of this run, resumed from before it
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+
+
+def load_training_state(folder: Path) -> TrainingState:
+    """What `save_checkpoint` was given; tensors on the CPU."""
+    place = folder / "training_state"
+    plain = json.loads((place / "trainer.json").read_text(encoding="utf-8"))
+    return TrainingState(
+        **plain,
+        optimizer=load_file(place / "optimizer.safetensors"),
+        objective=load_file(place / "objective.safetensors"),
+    )
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file that the save wrote is there in full length."""
+    marker = folder / MARKER
+    if not marker.is_file():
+        return False
+    sizes = json.loads(marker.read_text(encoding="utf-8"))
+    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+
+
+def checkpoint_folder(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step-{step:08d}"
+
+
+def latest_checkpoint(checkpoints: Path) -> Path | None:
+    """The complete checkpoint of the highest step."""
+    complete = [folder for folder in checkpoints.glob("step-*") if is_complete(folder)]
+    return max(complete, default=None, key=lambda folder: folder.name)
+
+
+def remove_partial(output_dir: Path) -> None:
+    """Clear away what killed saves left behind."""
+    for folder in [*output_dir.glob(f".*{_PARTIAL}"), *output_dir.glob(f"checkpoints/.*{_PARTIAL}")]:
+        shutil.rmtree(folder)
+
+
+def rotate(checkpoints: Path, keep: int, in_use: Path | None = None) -> None:
+    """Delete all but the newest `keep` complete checkpoints, and not the one that is being uploaded."""
+    complete = sorted(folder for folder in checkpoints.glob("step-*") if is_complete(folder))
+    for folder in complete[:-keep]:
+        if folder != in_use:
+            # Renamed first: a kill in the middle must not leave something that looks like a checkpoint.
+            doomed = folder.with_name(f".{folder.name}{_PARTIAL}")
+            os.replace(folder, doomed)
+            shutil.rmtree(doomed)
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:
+    """The optimiser's state as named tensors: `parameter/exp_avg`, …
+
+    Args:
+        names: A name for each parameter, in the order of the optimiser's groups.
+    """
+    state = optimizer.state_dict()["state"]
+    return {f"{names[index]}/{key}": tensor for index, entry in state.items() for key, tensor in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, torch.Tensor]) -> None:
+    """The reverse of `flatten_optimizer`; rates and the like stay as they are in `optimizer`.
+
+    Raises:
+        ValueError: A tensor belongs to none of the parameters.
+    """
+    indices = {name: index for index, name in enumerate(names)}
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        if name not in indices:
+            raise ValueError(f"the checkpoint's optimizer state names {name!r}, which the model does not have")
+        state.setdefault(indices[name], {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _fresh_partial(folder: Path) -> Path:
+    partial = folder.with_name(f".{folder.name}{_PARTIAL}")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def _owned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}

@@ -1,0 +1,121 @@
+"""What a recipe costs, before it is run: audio heard, and floating-point operations per second of audio.
+
+    python -m lighthubert_hf.training.distillation.cost RECIPE [key=value …] [--tflops 100]
+
+Operations are counted by torch's own counter on models without storage: nothing is computed. How fast a machine
+does them is for a measurement to say (`audio_per_second` in `log.jsonl`).
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel, HubertConfig, PreTrainedConfig
+
+from lighthubert_hf import LightHubertForPreTraining, Subnet
+from lighthubert_hf.training.recipe import Recipe, TeacherSection, load_recipe
+
+from .sampler import SubnetSampler
+from .step import SAMPLING_RATE
+from .student import fresh_config
+
+_SECONDS = 10  # of the clip that is counted
+_STEPS = 12  # looked at, over the whole run
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counted work of one process's step, per second of audio.
+
+    Args:
+        teacher: FLOP of the teacher's forward passes.
+        front_end: FLOP of the student's front end, forward and backward; 0 if it is shared with the teacher.
+        encoder: FLOP of the student's encoders and heads, forward and backward, of all subnets of a mean step.
+    """
+
+    teacher: float
+    front_end: float
+    encoder: float
+
+    @property
+    def total(self) -> float:
+        return self.teacher + self.front_end + self.encoder
+
+
+def count_cost(recipe: Recipe) -> Cost:
+    """Count a recipe whose student is new (`init: teacher` or `random`); a backward pass is twice a forward one.
+
+    Heads of objectives other than `lighthubert` are left out: they are small.
+
+    Raises:
+        ValueError: The student would be loaded from somewhere.
+    """
+    if recipe.student.init not in ("teacher", "random"):
+        raise ValueError(
+            f"student.init is {recipe.student.init!r}; add student.init=random (the size counts, not the weights) and "
+            "the sizes in student.config if they differ from the teacher's"
+        )
+    config = _teacher_config(recipe.teacher)
+    with torch.device("meta"):
+        teacher = AutoModel.from_config(config).eval()
+        student = LightHubertForPreTraining(fresh_config(recipe.student, config)).eval()
+    audio = torch.empty(1, _SECONDS * SAMPLING_RATE, device="meta")
+    passes = 2 if recipe.objective.name == "armhubert" else 1
+    teacher_flop = passes * _flop(lambda: teacher(audio))
+    front_end = _flop(lambda: student.lighthubert.extract_features(audio))
+    features = student.lighthubert.extract_features(audio)
+    sampler = SubnetSampler(student.search_space, recipe.sampler, recipe.seed) if student.search_space else None
+    total = 0.0
+    steps = range(0, recipe.training.steps, max(recipe.training.steps // _STEPS, 1))
+    for step in steps:
+        for subnet in sampler.subnets(step) if sampler else (None,):
+            total += _flop(lambda: _encode(student, features, subnet))  # noqa: B023 (called at once)
+    front_end = 0 if recipe.student.freeze_feature_encoder else 3 * front_end
+    return Cost(teacher_flop / _SECONDS, front_end / _SECONDS, 3 * total / len(steps) / _SECONDS)
+
+
+def _encode(student: LightHubertForPreTraining, features: torch.Tensor, subnet: Subnet | None) -> None:
+    if subnet is not None:
+        student.set_active_subnet(subnet)
+    student.prediction_head(student.lighthubert.encode(features).last_hidden_state)
+
+
+def _flop(run) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def _teacher_config(settings: TeacherSection) -> PreTrainedConfig:
+    if settings.random_config is not None:
+        return HubertConfig(**settings.random_config)
+    return AutoConfig.from_pretrained(settings.path, revision=settings.revision)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--processes", type=int, default=8, help="processes that take part (default: 8)")
+    parser.add_argument("--tflops", type=float, help="sustained TFLOP/s per process, for an estimate of its hours")
+    arguments = parser.parse_intermixed_args()
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        cost = count_cost(recipe)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{' '.join(str(error).split())}\n")
+    step = recipe.data.batch_seconds * recipe.training.accumulation * arguments.processes
+    hours = recipe.training.steps * step / 3600
+    flop = hours * 3600 * cost.total
+    print(
+        f"{recipe.name}: {recipe.training.steps:,} steps of {step / 60:.1f} min on {arguments.processes} processes, "
+        f"{hours:,.0f} h of audio\nGFLOP per second of audio: teacher {cost.teacher / 1e9:.1f}, "
+        f"front end {cost.front_end / 1e9:.1f}, encoders {cost.encoder / 1e9:.1f}; in all {flop:.3g} FLOP"
+    )
+    if arguments.tflops:
+        print(f"at {arguments.tflops:g} TFLOP/s: {flop / arguments.tflops / 1e12 / 3600:,.0f} process-hours")
+
+
+if __name__ == "__main__":
+    main()

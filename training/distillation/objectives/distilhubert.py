@@ -1,0 +1,43 @@
+"""DistilHuBERT's objective: predict several teacher layers from the student's last one."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lighthubert_hf.training.recipe import DistilHubertObjectiveSection
+
+from ..teacher import TeacherOutput, TeacherRequest
+from .base import Objective, PrefixLinear
+
+
+class DistilHubertObjective(Objective):
+    r"""The DistilHuBERT loss (Chang et al. 2022, https://huggingface.co/papers/2110.01900).
+
+    $$ \mathcal{L} = \frac{1}{T} \sum_t \sum_{l \in S} \Big( \frac{1}{D} \lVert W_l z_t - y_{l,t} \rVert_1
+       - \lambda \log \sigma(\cos(W_l z_t, y_{l,t})) \Big) $$
+
+    \(S\) = `layers` of the teacher; \(z\) the student's last hidden state, \(W_l\) one linear head per layer. The
+    paper masks nothing: leave the recipe's `masking` empty.
+    """
+
+    def __init__(self, settings: DistilHubertObjectiveSection, target_size: int, hidden_size: int):
+        super().__init__()
+        self.settings = settings
+        self.heads = nn.ModuleList(PrefixLinear(hidden_size, target_size) for _ in settings.layers)
+
+    @property
+    def request(self) -> TeacherRequest:
+        return TeacherRequest(hidden_states=tuple(self.settings.layers))
+
+    def targets(self, clean: TeacherOutput, masked, valid, time_mask) -> list[torch.Tensor]:
+        return [clean.hidden_states[layer].float() for layer in self.settings.layers]
+
+    def predictions(self, student, outputs) -> list[torch.Tensor]:
+        return [head(outputs.last_hidden_state) for head in self.heads]
+
+    def frame_errors(self, predictions: list[torch.Tensor], targets: list[torch.Tensor]) -> torch.Tensor:
+        total = 0
+        for prediction, target in zip(predictions, targets, strict=True):
+            cosine = F.cosine_similarity(prediction, target, dim=-1)
+            total = total + (prediction - target).abs().mean(-1) - self.settings.cosine_weight * F.logsigmoid(cosine)
+        return total

@@ -1,0 +1,323 @@
+"""The distillation loop: a recipe in, a model folder out; resumable, on any number of processes."""
+
+import contextlib
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    ProjectConfiguration,
+    broadcast_object_list,
+    gather_object,
+    is_tensorboard_available,
+    is_wandb_available,
+)
+
+from lighthubert_hf import LightHubertForPreTraining, Subnet
+from lighthubert_hf.hub.card import CardFacts, teacher_license
+from lighthubert_hf.hub.folder import load_facts
+from lighthubert_hf.training.audio.batching import AudioLoader, Batch, training_loader, validation_loader
+from lighthubert_hf.training.audio.streaming import AudioSource
+from lighthubert_hf.training.recipe import Recipe
+from lighthubert_hf.training.running.hub_upload import HubUploader
+from lighthubert_hf.training.running.memory import trim_every_so_often
+from lighthubert_hf.training.running.run_folder import check_processes, claim_folder
+from lighthubert_hf.training.running.schedule import make_scheduler
+from lighthubert_hf.training.running.termination import Termination
+
+from .checkpoint import (
+    TrainingState,
+    checkpoint_folder,
+    flatten_optimizer,
+    latest_checkpoint,
+    load_training_state,
+    restore_optimizer,
+    rotate,
+    save_checkpoint,
+    save_model,
+)
+from .gradients import broadcast_parameters
+from .objectives import make_objective
+from .progress import TrainingLog
+from .sampler import SubnetSampler
+from .step import DistillationModel, StepResult, TrainingStep
+from .student import build_student
+from .teacher import DTYPES, Teacher, load_encoder
+from .validation import evaluate, validation_subnets
+
+logger = logging.getLogger(__name__)
+
+
+def distill(recipe: Recipe, *, show_progress: bool = True) -> Path:
+    """Run one stage of distillation to its end, from its latest checkpoint if there is one.
+
+    Called by every process of `accelerate launch`. Weights, losses and logs of a run that was killed and called again
+    are those of an uninterrupted one, given the same number of processes.
+
+    On SIGTERM the run saves a checkpoint after the present step, and the process then dies by the signal.
+
+    Returns:
+        `recipe.output_dir/final`: a folder that `LightHubertForPreTraining.from_pretrained` and
+        `LightHubertModel.from_pretrained` read.
+
+    Raises:
+        FileNotFoundError: Teacher, student or data do not exist.
+        ValueError: The recipe does not fit what it names, or the run that `output_dir` holds; or too many steps in a
+            row were not finite.
+    """
+    output_dir = Path(recipe.output_dir)
+    accelerator = _accelerator(recipe)
+    final = output_dir / "final"
+    claim_folder(output_dir, recipe, accelerator)
+    if final.exists():
+        logger.info("%s is finished; nothing to do", final)
+        return final
+    run = _Run(recipe, accelerator, show_progress)
+    with Termination() as termination, contextlib.closing(run.log):
+        interrupted = run.train(termination)
+    if interrupted:
+        accelerator.wait_for_everyone()  # nobody dies, and has the launcher kill the others, before the save is done
+        termination.die()
+    return run.finish(final)
+
+
+class _Run:
+    """One life of a run: from the start or a checkpoint to the end or a SIGTERM."""
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator, show_progress: bool):
+        self.recipe, self.accelerator = recipe, accelerator
+        self.checkpoints = Path(recipe.output_dir) / "checkpoints"
+        resumed = self._resumed_from()
+        self.state = load_training_state(resumed) if resumed else None
+        if resumed:
+            logger.info("resuming from %s", resumed)
+            check_processes(self.state.num_processes, accelerator)
+        self._build(resumed)
+        self.license = self._license(resumed) if accelerator.is_main_process else None
+        start = self.state.step if self.state else 0
+        self._build_data()
+        self.scheduler = make_scheduler(self.optimizer, recipe.training.steps, recipe.schedule, start)
+        self.state = self.state or TrainingState(step=0, num_processes=accelerator.num_processes, data=[])
+        self.uploader = HubUploader(recipe.hub) if recipe.hub and accelerator.is_main_process else None
+        self.log = TrainingLog(recipe, accelerator, start, self.state.pending_losses, show_progress)
+
+    def _resumed_from(self) -> Path | None:
+        """The checkpoint to go on from: the main process looks, so that all agree."""
+        latest = [str(latest_checkpoint(self.checkpoints) or "")]
+        broadcast_object_list(latest)
+        return Path(latest[0]) if latest[0] else None
+
+    def _license(self, resumed: Path | None) -> str | None:
+        """Of the teacher's weights; asked when a run begins, so that a Hub out of reach later changes no card."""
+        if resumed:
+            return load_facts(resumed / "pretrained_model").license
+        path = self.recipe.teacher.path
+        found = teacher_license(path) if path else None
+        if path and found is None:
+            logger.warning("found no licence in the card of the teacher %s; the student's card will name none", path)
+        return found
+
+    def _build(self, resumed: Path | None) -> None:
+        recipe, device = self.recipe, self.accelerator.device
+        # In full precision as long as the student copies it.
+        encoder = load_encoder(recipe.teacher.model_copy(update={"dtype": "float32"}), recipe.seed)
+        if resumed:
+            student = LightHubertForPreTraining.from_pretrained(resumed / "pretrained_model", dtype=torch.float32)
+            if recipe.student.freeze_feature_encoder:
+                student.freeze_feature_encoder()
+        else:
+            student = build_student(recipe.student, encoder, recipe.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            objective = make_objective(recipe.objective, encoder.config, student.config)
+        if self.state:
+            objective.load_state_dict(self.state.objective, strict=True)
+        if recipe.training.gradient_checkpointing:
+            student.activation_checkpointing_enable()
+        teacher = Teacher(encoder.to(DTYPES[recipe.teacher.dtype]), objective.request).to(device)
+        self.model = DistillationModel(teacher, student.to(device).train(), objective.to(device), self.accelerator)
+        optimizer, self.parameter_names = make_optimizer(self.model, recipe)
+        if self.state:
+            restore_optimizer(optimizer, self.parameter_names, self.state.optimizer)
+        self.optimizer = self.accelerator.prepare(optimizer)
+        self.step = TrainingStep(self.model, self.optimizer, recipe)
+        broadcast_parameters(self.step.parameters)
+        if self.state and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self.state.scaler)
+
+    def _build_data(self) -> None:
+        recipe = self.recipe
+        training, validation = _sources(recipe, self.accelerator)
+        equal_lengths = recipe.data.equal_lengths
+        if equal_lengths is None:
+            equal_lengths = self.model.teacher.padding_matters
+        shared = {
+            "rank": self.accelerator.process_index,
+            "world_size": self.accelerator.num_processes,
+            "equal_lengths": equal_lengths,
+            "num_workers": recipe.data.num_workers,
+        }
+        options = recipe.data.model_dump(exclude={"sources", "synthetic_minutes", *shared})
+        self.loader: AudioLoader = training_loader(training, seed=recipe.seed, **shared, **options)
+        if self.state:
+            self.loader.load_state(self.state.data[self.accelerator.process_index])
+        self.validation = None
+        if recipe.validation:
+            options = recipe.validation.model_dump(include={"batch_seconds", "crop_seconds"})
+            if recipe.validation.max_examples is not None:  # of all processes together
+                options["max_examples"] = -(-recipe.validation.max_examples // shared["world_size"])
+            self.validation = validation_loader(validation, **shared, **options)
+
+    def train(self, termination: Termination) -> bool:
+        """Run the steps that are left; whether SIGTERM cut them short (a checkpoint is written then)."""
+        recipe, state = self.recipe, self.state
+        space = self.model.student.search_space
+        sampler = SubnetSampler(space, recipe.sampler, recipe.seed) if space else None
+        batches = iter(self.loader)
+        data_state = state.data[self.accelerator.process_index] if state.data else {}
+        while state.step < recipe.training.steps:
+            micro_batches, data_state = _take(batches, recipe.training.accumulation, data_state)
+            subnets = sampler.subnets(state.step) if sampler else (None,)
+            result = self.step.run(state.step, micro_batches, subnets, lambda: termination.requested)
+            if not result.num_with_data:
+                logger.warning("the data ended after %d of %d steps", state.step, recipe.training.steps)
+                break
+            self._count(result)
+            self._after_step(data_state, stopping=bool(result.num_stopping))
+            if result.num_stopping and state.step < recipe.training.steps:
+                return True
+        return False
+
+    def _count(self, result: StepResult) -> None:
+        state, lr = self.state, self.optimizer.param_groups[0]["lr"]
+        self.scheduler.step()
+        state.step += 1
+        state.audio_seconds += result.audio_seconds
+        state.skipped_steps += result.skipped
+        state.skipped_in_a_row = state.skipped_in_a_row + 1 if result.skipped else 0
+        self.log.step(state.step, result, lr, state.audio_seconds, state.skipped_steps)
+        trim_every_so_often(state.step)
+        if state.skipped_in_a_row >= self.recipe.training.max_skipped_in_a_row:
+            raise ValueError(
+                f"{state.skipped_in_a_row} steps in a row were not finite (up to step {state.step}); lower "
+                "optimizer.lr, or use training.mixed_precision=bf16 instead of fp16"
+            )
+
+    def _after_step(self, data_state: dict[str, Any], stopping: bool) -> None:
+        step, last = self.state.step, self.state.step == self.recipe.training.steps
+        if self.validation is not None and (last or step % self.recipe.validation.every == 0):
+            started = time.perf_counter()
+            losses = evaluate(self.model, self.validation, self._validation_subnets())
+            self.log.validation(step, losses, time.perf_counter() - started)
+        if stopping or last or step % self.recipe.checkpoint.every == 0:
+            self._save(data_state)
+
+    def _validation_subnets(self) -> dict[str, Subnet | None]:
+        student = self.model.student
+        if student.search_space is None:
+            return {"static": None}
+        default = Subnet.from_dict(student.config.default_subnet)
+        return validation_subnets(student.search_space, default, self.recipe.validation.num_random, self.recipe.seed)
+
+    def _save(self, data_state: dict[str, Any]) -> None:
+        state = self.state
+        state.data = [json.loads(text) for text in gather_object([json.dumps(data_state)])]
+        if not self.accelerator.is_main_process:
+            return
+        state.pending_losses = self.log.losses
+        state.optimizer = flatten_optimizer(self.optimizer.optimizer, self.parameter_names)
+        state.objective = self.model.objective.state_dict()
+        state.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
+        folder = checkpoint_folder(self.checkpoints, state.step)
+        save_checkpoint(folder, self.model.student, state, self._card())
+        if self.uploader:
+            self.uploader.push(folder, state.step)
+        rotate(self.checkpoints, self.recipe.checkpoint.keep, self.uploader.in_use if self.uploader else None)
+
+    def _card(self) -> CardFacts:
+        """What the model card can say."""
+        recipe, student = self.recipe, self.model.student
+        cut = student.search_space is None and recipe.student.subnet is not None
+        return CardFacts(
+            teacher=recipe.teacher.path,
+            license=self.license,
+            datasets=tuple(dict.fromkeys(source.path for source in recipe.data.sources)),
+            supernet=recipe.student.init if cut else None,
+            subnet=student.active_subnet if cut else None,
+        )
+
+    def finish(self, final: Path) -> Path:
+        if self.accelerator.is_main_process:
+            save_model(final, self.model.student, self._card())
+            if self.uploader:
+                self.uploader.finish(final)
+        self.accelerator.wait_for_everyone()
+        return final
+
+
+def make_optimizer(model: DistillationModel, recipe: Recipe) -> tuple[torch.optim.AdamW, list[str]]:
+    """AdamW over what is trained, and the parameters' names in its order; matrices are decayed, vectors are not."""
+    named = [
+        *((f"student.{name}", parameter) for name, parameter in model.student.named_parameters()),
+        *((f"objective.{name}", parameter) for name, parameter in model.objective.named_parameters()),
+    ]
+    named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    decayed = [(name, p) for name, p in named if p.ndim > 1]
+    others = [(name, p) for name, p in named if p.ndim <= 1]
+    settings = recipe.optimizer
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for _, p in decayed], "weight_decay": settings.weight_decay},
+            {"params": [p for _, p in others], "weight_decay": 0.0},
+        ],
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        fused=True,
+    )
+    return optimizer, [name for name, _ in [*decayed, *others]]
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    available = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+    for tracker in recipe.logging.trackers:
+        if not available[tracker]():
+            raise ValueError(f"logging.trackers names {tracker}, which is not installed; `pip install {tracker}`")
+    if recipe.training.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("training.mixed_precision=fp16 needs a GPU, which torch does not see here; use bf16 or 'no'")
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or torchrun's processes without a GPU would not find each other
+        mixed_precision=recipe.training.mixed_precision,
+        log_with=list(recipe.logging.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=recipe.output_dir),
+    )
+
+
+def _sources(recipe: Recipe, accelerator: Accelerator) -> tuple[list[AudioSource], list[AudioSource]]:
+    """Training and validation sources; synthetic speech is made here if asked for."""
+    validation = [AudioSource(**s.model_dump()) for s in recipe.validation.sources] if recipe.validation else []
+    if recipe.data.synthetic_minutes is None:
+        return [AudioSource(**source.model_dump()) for source in recipe.data.sources], validation
+    from lighthubert_hf.training.synthetic.speech import synthesise_corpus
+
+    folder, minutes = Path(recipe.output_dir) / "corpus", recipe.data.synthetic_minutes
+    if accelerator.is_main_process:
+        synthesise_corpus(folder, minutes=minutes, held_out_minutes=max(minutes / 10, 0.2), seed=recipe.seed)
+    accelerator.wait_for_everyone()
+    return [AudioSource(str(folder))], validation or [AudioSource(str(folder), split="validation")]
+
+
+def _take(batches, number: int, state: dict[str, Any]) -> tuple[list[Batch], dict[str, Any]]:
+    """Up to `number` batches and the loader's state after them."""
+    taken = []
+    for _ in range(number):
+        entry = next(batches, None)
+        if entry is None:
+            break
+        batch, state = entry
+        taken.append(batch)
+    return taken, state

@@ -1,0 +1,156 @@
+"""The student that a recipe's section `student` describes: a supernet, or one static subnet."""
+
+import difflib
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, SearchSpace, Subnet
+from lighthubert_hf.training.recipe import StudentSection
+
+TEACHER_INIT = ("hubert", "wav2vec2")  # encoders whose weights LightHuBERT's layers can hold
+# What a new student takes from its teacher's config. Regularisation, masking and CTC settings are our own defaults.
+_SHAPE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout",
+    "activation_dropout",
+    "do_stable_layer_norm",
+    "layer_norm_eps",
+    "feat_extract_norm",
+    "feat_extract_activation",
+    "feat_proj_layer_norm",
+    "conv_dim",
+    "conv_kernel",
+    "conv_stride",
+    "conv_bias",
+)
+_POSITIONS = ("num_conv_pos_embeddings", "num_conv_pos_embedding_groups", "conv_pos_batch_norm")
+
+
+def build_student(settings: StudentSection, teacher: PreTrainedModel, seed: int) -> LightHubertForPreTraining:
+    """The student on the CPU in fp32; what is not loaded is initialised from `seed`.
+
+    Args:
+        teacher: The teacher's encoder; its width is what the student predicts.
+
+    Raises:
+        FileNotFoundError: `init` is no folder or Hub id.
+        ValueError: The teacher's weights, the config's fields, the search space or the subnet do not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if settings.init in ("teacher", "random"):
+            student = LightHubertForPreTraining(fresh_config(settings, teacher.config))
+            if settings.init == "teacher":
+                _copy_weights(teacher, student)
+        else:
+            student = _loaded(settings, teacher.config.hidden_size)
+    if settings.subnet is not None:
+        student = _extracted(student, settings)
+    if settings.freeze_feature_encoder:
+        student.freeze_feature_encoder()
+    return student
+
+
+def fresh_config(settings: StudentSection, config: PreTrainedConfig) -> LightHubertConfig:
+    """The config of a student that is not loaded, for a teacher with `config`."""
+    if settings.init == "teacher" and config.model_type not in TEACHER_INIT:
+        raise ValueError(
+            f"a {config.model_type} teacher's weights do not fit LightHuBERT's layers (those of "
+            f"{' and '.join(TEACHER_INIT)} do); set student.init=random"
+        )
+    data = lighthubert_fields(config) | {"target_size": config.hidden_size}
+    return _config(data, settings)
+
+
+def lighthubert_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a LightHubertConfig takes from an encoder's: its shape; where positions come from, if layers match."""
+    copied = _SHAPE + _POSITIONS if config.model_type in TEACHER_INIT else _SHAPE
+    data = {name: getattr(config, name) for name in copied if hasattr(config, name)}
+    return data | {"head_dim": config.hidden_size // config.num_attention_heads}
+
+
+def _copy_weights(teacher: PreTrainedModel, student: LightHubertForPreTraining) -> None:
+    state, own = teacher.state_dict(), student.lighthubert.state_dict()
+    state.setdefault("masked_spec_embed", own["masked_spec_embed"])  # models that never mask have none
+    differing = sorted(
+        key
+        for key in state.keys() | own.keys()
+        if key not in state or key not in own or state[key].shape != own[key].shape
+    )
+    if differing:
+        raise ValueError(
+            f"student.config changes the shape of {len(differing)} of the teacher's weights ({differing[0]}, …); "
+            "leave the sizes out or set student.init=random"
+        )
+    student.lighthubert.load_state_dict(state, strict=True)
+
+
+def _loaded(settings: StudentSection, target_size: int) -> LightHubertForPreTraining:
+    try:
+        data, _ = LightHubertConfig.get_config_dict(settings.init, revision=settings.revision)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"student.init {settings.init!r} is neither 'teacher', 'random', nor a folder or Hub id of a LightHuBERT "
+            f"({' '.join(str(error).split())})"
+        ) from None
+    if data.get("model_type") != LightHubertConfig.model_type:
+        raise ValueError(
+            f"student.init {settings.init!r} is a {data.get('model_type')} model, not a LightHuBERT; convert it, or "
+            "name it as teacher.path with student.init=teacher"
+        )
+    config = _config(LightHubertConfig.from_dict(data).to_dict() | {"target_size": target_size}, settings)
+    student, info = LightHubertForPreTraining.from_pretrained(
+        settings.init,
+        config=config,
+        revision=settings.revision,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    # A folder without a prediction head, or with one for another teacher, gets a new one; all else must be there.
+    absent = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
+    if absent := sorted(absent - {"prediction_head.weight"}):
+        raise ValueError(f"student.init {settings.init!r} lacks fitting weights for {', '.join(absent[:3])}")
+    return student
+
+
+def _config(data: dict[str, Any], settings: StudentSection) -> LightHubertConfig:
+    for key in settings.config:
+        if key not in data and key not in LightHubertConfig().to_dict():
+            close = difflib.get_close_matches(key, LightHubertConfig().to_dict(), n=1)
+            raise ValueError(
+                f"student.config has no field {key!r}{f'; did you mean {close[0]!r}?' if close else ''} "
+                "(the fields of LightHubertConfig)"
+            )
+    data = data | settings.config
+    space = settings.search_space
+    if space is not None:
+        named = {"small": SearchSpace.small, "base": SearchSpace.base}
+        space = named[space]() if isinstance(space, str) else SearchSpace(**space.model_dump())
+        data |= {"search_space": space, "default_subnet": settings.config.get("default_subnet")}
+    try:
+        return LightHubertConfig.from_dict(data)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise ValueError(f"the student's config does not work: {' '.join(str(error).split())}") from None
+
+
+def _extracted(supernet: LightHubertForPreTraining, settings: StudentSection) -> LightHubertForPreTraining:
+    space = supernet.search_space
+    if space is None:
+        raise ValueError("student.subnet is given, but the student is static; remove it, or name a supernet")
+    if isinstance(settings.subnet, str):
+        subnet = {
+            "smallest": space.smallest(),
+            "default": Subnet.from_dict(supernet.config.default_subnet),
+            "largest": space.largest(),
+        }[settings.subnet]
+    else:
+        subnet = Subnet(**settings.subnet.model_dump())
+    return supernet.extract_subnet(subnet)

@@ -1,0 +1,47 @@
+"""Validation: the objective's loss of the smallest, default, largest and a few random subnets."""
+
+import random
+
+import torch
+
+from lighthubert_hf import SearchSpace, Subnet
+from lighthubert_hf.training.audio.batching import AudioLoader
+
+from .step import DistillationModel
+
+
+def validation_subnets(space: SearchSpace, default: Subnet, num_random: int, seed: int) -> dict[str, Subnet]:
+    """The subnets whose loss is followed through a run, the same at every evaluation."""
+    rng = random.Random(f"validation subnets of seed {seed}")
+    drawn = {f"random-{index}": space.sample(rng) for index in range(num_random)}
+    return {"smallest": space.smallest(), "default": default, "largest": space.largest(), **drawn}
+
+
+@torch.no_grad()
+def evaluate(model: DistillationModel, loader: AudioLoader, subnets: dict[str, Subnet | None]) -> dict[str, float]:
+    """Loss per valid frame of each subnet on unmasked audio, over all processes' shares of the validation data.
+
+    Teacher and front end run once per batch, the encoder once per subnet. Objectives that weigh masked frames
+    differently weigh all alike here. Processes may have different numbers of batches.
+    """
+    student = model.student
+    was_training = student.training
+    active = student.active_subnet if student.search_space is not None else None
+    student.eval()
+    sums = torch.zeros(len(subnets) + 1, device=model.accelerator.device)
+    for batch, _ in loader:
+        prepared = model.prepare(batch, masking=None, seed=0, step=0)
+        features = model.features(prepared)
+        weights = prepared.valid[:, : prepared.targets[0].shape[1]].float()
+        losses = [
+            model.objective(model.predictions(features, prepared, subnet), prepared.targets, weights)
+            for subnet in subnets.values()
+        ]
+        sums += torch.stack([*(loss.sum for loss in losses), weights.sum()])
+    *totals, count = model.accelerator.reduce(sums, "sum").tolist()
+    student.train(was_training)
+    if active is not None:
+        student.set_active_subnet(active)
+    if not count:
+        raise ValueError("the validation sources hold no audio; check validation.sources")
+    return {name: total / count for name, total in zip(subnets, totals, strict=True)}

@@ -1,0 +1,87 @@
+"""Folders of parquet shards that `datasets` and the Hub understand: written whole, reused if complete."""
+
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
+
+MANIFEST = "corpus.json"
+
+
+def write_corpus(
+    folder: Path, parameters: dict[str, Any], write_splits: Callable[[Path], dict[str, dict[str, Any]]]
+) -> dict[str, Any]:
+    """A corpus made by `write_splits`, beside its place and then renamed; one made with the same parameters is reused.
+
+    Args:
+        folder: Where to write; anything else in the way is an error.
+        parameters: All that the contents depend on, as JSON can say it.
+        write_splits: Writes the corpus into the folder it is given and returns facts of every split.
+
+    Returns:
+        The manifest, as it is written to `corpus.json`: `{"parameters": {…}, "splits": {…}}`.
+    """
+    if (existing := _existing_manifest(folder, parameters)) is not None:
+        return existing
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        (temporary / "data").mkdir()
+        manifest = {"parameters": parameters, "splits": write_splits(temporary)}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        temporary.chmod(0o755)  # mkdtemp makes private folders; a corpus is an ordinary one
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return manifest
+
+
+def _existing_manifest(folder: Path, parameters: dict[str, Any]) -> dict[str, Any] | None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{folder} exists and is not a synthetic corpus (no {MANIFEST}); choose another folder")
+    manifest = json.loads(path.read_text())
+    differing = sorted(key for key, value in parameters.items() if manifest["parameters"].get(key) != value)
+    if differing:
+        was, asked = ({key: source.get(key) for key in differing} for source in (manifest["parameters"], parameters))
+        raise ValueError(
+            f"{folder} holds a corpus made with {was}, asked for {asked}; delete it or choose another folder"
+        )
+    return manifest
+
+
+def flac(name: str, waveform: np.ndarray) -> dict[str, Any]:
+    """A waveform, `(num_samples,)` in [-1, 1] at 16 kHz, as the value of an `Audio` column."""
+    import soundfile
+
+    encoded = io.BytesIO()
+    soundfile.write(encoded, waveform, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+    return {"bytes": encoded.getvalue(), "path": f"{name}.flac"}
+
+
+def shard_path(folder: Path, split: str, shard: int, num_shards: int) -> Path:
+    """Where `datasets` looks for a shard."""
+    return folder / "data" / f"{split}-{shard:05d}-of-{num_shards:05d}.parquet"
+
+
+def write_shard(path: Path, rows: list[dict[str, Any]], columns: dict[str, Any]) -> None:
+    """Write rows with an `id`, an `audio` and the given other columns (names to features of `datasets`)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Audio, Features, Value
+
+    features = Features({"id": Value("string"), "audio": Audio(sampling_rate=SAMPLING_RATE), **columns})
+    # The schema carries the features, so `datasets` sees an Audio column; FLAC does not compress further.
+    table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
+    pq.write_table(table, path, row_group_size=100, compression="none")
