@@ -3,29 +3,47 @@
 import importlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what `__getattr__` imports when it is asked for
+    from .model.configuration_lighthubert import LightHubertConfig
+    from .model.modeling_lighthubert import (
+        LightHubertForAudioFrameClassification,
+        LightHubertForCTC,
+        LightHubertForPreTraining,
+        LightHubertForSequenceClassification,
+        LightHubertForXVector,
+        LightHubertModel,
+    )
+    from .model.search_space import SearchSpace, Subnet
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
+__all__ = [
+    "LightHubertConfig",
+    "LightHubertForAudioFrameClassification",
+    "LightHubertForCTC",
+    "LightHubertForPreTraining",
+    "LightHubertForSequenceClassification",
+    "LightHubertForXVector",
+    "LightHubertModel",
+    "SearchSpace",
+    "Subnet",
+]
+_HOMES = {
     "LightHubertConfig": "model.configuration_lighthubert",
-    "LightHubertForAudioFrameClassification": "model.modeling_lighthubert",
-    "LightHubertForCTC": "model.modeling_lighthubert",
-    "LightHubertForPreTraining": "model.modeling_lighthubert",
-    "LightHubertForSequenceClassification": "model.modeling_lighthubert",
-    "LightHubertForXVector": "model.modeling_lighthubert",
-    "LightHubertModel": "model.modeling_lighthubert",
     "SearchSpace": "model.search_space",
     "Subnet": "model.search_space",
-}
-__all__ = sorted(_EXPORTS)
+}  # of the others: model.modeling_lighthubert
 
 
-def __getattr__(name: str):
-    if name not in _EXPORTS:
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _EXPORTS[name] != "model.search_space":
+    home = _HOMES.get(name, "model.modeling_lighthubert")
+    if home != "model.search_space":
         _register()
-    return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{home}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -278,7 +278,7 @@ def search(
         typer.echo(str(push_family(output / "pareto.json", push, private=private)), err=as_json)
 
 
-def _distillation_score(model, teacher: str | None, data: str | None, split: str, max_examples: int):
+def _distillation_score(model: Any, teacher: str | None, data: str | None, split: str, max_examples: int) -> Any:
     if teacher is None or data is None:
         raise ValueError("say what to score subnets by: --teacher and --data, or --score module:function")
     if not hasattr(model, "prediction_head"):

@@ -1,9 +1,15 @@
 """Loading by name for the command line: folders and Hub ids, with errors a user can act on."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # imported when used: the command line starts without transformers
+    from transformers import PreTrainedModel
+
+    from .model.modeling_lighthubert import LightHubertPreTrainedModel
 
 
-def load_lighthubert(name: str, revision: str | None = None):
+def load_lighthubert(name: str, revision: str | None = None) -> "LightHubertPreTrainedModel":
     """The LightHuBERT model saved in a folder or Hub repository, with the head it was saved with, for evaluation.
 
     Raises:
@@ -26,7 +32,7 @@ def load_lighthubert(name: str, revision: str | None = None):
     return _loaded(getattr(lighthubert_hf, architecture), name, revision).eval()
 
 
-def load_encoder(name: str, revision: str | None = None):
+def load_encoder(name: str, revision: str | None = None) -> "PreTrainedModel":
     """Any encoder that `AutoModel` loads, for evaluation.
 
     Raises:
@@ -40,7 +46,7 @@ def load_encoder(name: str, revision: str | None = None):
     return _loaded(AutoModel, name, revision).eval()
 
 
-def _loaded(cls, name: str, revision: str | None):
+def _loaded(cls: Any, name: str, revision: str | None) -> Any:
     try:
         return cls.from_pretrained(name, revision=revision)
     except OSError as error:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from math import prod
 
 import torch
+from transformers import PreTrainedModel
 
 from .model.feature_encoder import conv_output_lengths, receptive_field
 
@@ -16,7 +17,7 @@ SAMPLING_RATE = 16_000
 APPROXIMATE_OVERLAP_SECONDS = 5.0
 
 
-def exact_context(model) -> int | None:
+def exact_context(model: PreTrainedModel) -> int | None:
     """Frames on either side of a frame that its features depend on, the front end aside; `None` if all of them.
 
     The positional convolution reaches half its kernel, each layer that runs half its window.
@@ -29,7 +30,7 @@ def exact_context(model) -> int | None:
 
 
 def iterate_long_features(
-    model,
+    model: PreTrainedModel,
     input_values: torch.Tensor,
     chunk_seconds: float = 20.0,
     overlap_seconds: float | None = None,
@@ -58,7 +59,7 @@ def iterate_long_features(
 
 
 def extract_long_features(
-    model,
+    model: PreTrainedModel,
     input_values: torch.Tensor,
     chunk_seconds: float = 20.0,
     overlap_seconds: float | None = None,
@@ -92,7 +93,7 @@ def extract_long_features(
     return features
 
 
-def _single_waveform(model, input_values: torch.Tensor) -> torch.Tensor:
+def _single_waveform(model: PreTrainedModel, input_values: torch.Tensor) -> torch.Tensor:
     if input_values.ndim not in (1, 2) or (input_values.ndim == 2 and len(input_values) != 1):
         raise ValueError(
             f"input_values must be one waveform, (samples,) or (1, samples), got {tuple(input_values.shape)}; "
@@ -106,7 +107,7 @@ def _single_waveform(model, input_values: torch.Tensor) -> torch.Tensor:
     return waveform
 
 
-def _context(model, overlap_seconds: float | None, hop: int) -> int:
+def _context(model: PreTrainedModel, overlap_seconds: float | None, hop: int) -> int:
     """Frames of context on either side."""
     if overlap_seconds is None:
         exact = exact_context(model)

@@ -179,7 +179,9 @@ def fold_group_norm(conv: nn.Conv1d, norm: nn.GroupNorm, wave: torch.Tensor) -> 
     return PackedConv(scaled, conv.stride[0]), shift.to(wave.dtype)
 
 
-def _window_moments(wave: torch.Tensor, offset: torch.Tensor, kernel: int, stride: int, frames: int):
+def _window_moments(
+    wave: torch.Tensor, offset: torch.Tensor, kernel: int, stride: int, frames: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean `(kernel,)` of all windows of `wave - offset`, and the mean `(kernel, kernel)` of their outer products."""
     mean = torch.zeros(kernel, dtype=torch.float64)
     second = torch.zeros(kernel, kernel, dtype=torch.float64)

@@ -5,6 +5,8 @@ is written out here: gradients are products into views of the same shape. Norm a
 again, tile by tile, when the gradient comes.
 """
 
+from typing import Any
+
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -28,7 +30,16 @@ class ConvNormGelu(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, source, weight, bias, gamma, beta, stride, eps):
+    def forward(
+        ctx: Any,
+        source: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        gamma: torch.Tensor | None,
+        beta: torch.Tensor | None,
+        stride: int,
+        eps: float | None,
+    ) -> torch.Tensor:
         channels, in_channels, kernel = weight.shape
         rows, step = (len(source) - kernel) // stride + 1, stride * in_channels
         taps = weight.permute(2, 1, 0).reshape(-1, channels)
@@ -54,7 +65,7 @@ class ConvNormGelu(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_out):
+    def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         source, taps, gamma, beta, convolved, mean, rstd = ctx.saved_tensors
         wants_source, wants_weight, wants_bias, wants_gamma, wants_beta, *_ = ctx.needs_input_grad
         grad_source = torch.zeros_like(source) if wants_source else None

@@ -57,7 +57,7 @@ class LightHubertConfig(HubertConfig):
     tdnn_dilation: list[int] | tuple[int, ...] = (1, 2, 3, 1, 1)
     xvector_output_dim: int = 512
 
-    def __post_init__(self, **kwargs: Any):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.search_space is not None:
             space = self._space()
             self.search_space = space.to_dict()
@@ -72,7 +72,7 @@ class LightHubertConfig(HubertConfig):
         space = self.search_space
         return space if isinstance(space, SearchSpace) else SearchSpace.from_dict(space)
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Called by `@strict` after construction: sizes that cannot work are named here rather than in a matmul."""
         super().validate_architecture()
         if self.conv_pos_batch_norm:
@@ -95,7 +95,7 @@ class LightHubertConfig(HubertConfig):
         elif self.default_subnet is not None:
             raise ValueError("default_subnet is given without a search_space; remove it or add the space")
 
-    def _validate_search_space(self):
+    def _validate_search_space(self) -> None:
         if self.is_heterogeneous and self.per_layer_attributes & {"num_attention_heads", "intermediate_size"}:
             raise ValueError(
                 "a supernet has layers of one shape: per_layer_config and search_space exclude each other"

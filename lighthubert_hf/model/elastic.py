@@ -5,6 +5,9 @@ Python numbers (so deepcopy, pickle and meta-device loading just work), and can 
 static twin (`active_state`). Nothing here decides *which* slice: the model sets it, explicitly.
 """
 
+from collections.abc import Callable
+from typing import Any, Self
+
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -31,13 +34,13 @@ class _Block(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, weight: torch.Tensor, rows: Ranges, columns: Ranges) -> torch.Tensor:
+    def forward(ctx: Any, weight: torch.Tensor, rows: Ranges, columns: Ranges) -> torch.Tensor:
         ctx.shape, ctx.ranges = weight.shape, (rows, columns)
         return take_block(weight, rows, columns)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: torch.Tensor):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         full = grad.new_zeros(ctx.shape)
         rows, columns = ctx.ranges
         for (top, bottom), part in zip(rows, grad.split([stop - start for start, stop in rows])):
@@ -182,7 +185,7 @@ class WeightNormConv1d(nn.Module):
         out = torch.fft.irfft(products, size, dim=2)[:, :, :hop]
         return out.reshape(batch, -1, channels)[:, :frames] + bias
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         self._spectrum.clear()  # of weights about to be moved or cast
         return super()._apply(fn, recurse)
 

@@ -1,12 +1,24 @@
 """From a supernet to a static subnet, and from a static subnet to a plain HuBERT of transformers."""
 
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
 import torch
 from torch.nn import functional as F
-from transformers import HubertConfig, HubertForCTC, HubertForSequenceClassification, HubertModel
+from transformers import (
+    HubertConfig,
+    HubertForCTC,
+    HubertForSequenceClassification,
+    HubertModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from .configuration_lighthubert import LightHubertConfig
 from .elastic import ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d
 from .search_space import Subnet, kept_layers
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 ELASTIC = (ElasticLinear, ElasticLayerNorm, ElasticWeightNormConv1d)
 
@@ -27,7 +39,10 @@ def subnet_config(config: LightHubertConfig, subnet: Subnet) -> LightHubertConfi
         intermediate_size=max(subnet.intermediate_size),
     )
     # What is the same in every layer stays global, where a user can still change it (a window, say).
-    varying = {"num_attention_heads": subnet.num_attention_heads, "intermediate_size": subnet.intermediate_size}
+    varying: dict[str, Sequence[Any]] = {
+        "num_attention_heads": subnet.num_attention_heads,
+        "intermediate_size": subnet.intermediate_size,
+    }
     varying["attention_window"] = windows
     data["attention_window"] = windows[0]
     varying = {name: values for name, values in varying.items() if len(set(values)) > 1}
@@ -39,7 +54,7 @@ def subnet_config(config: LightHubertConfig, subnet: Subnet) -> LightHubertConfi
     return type(config).from_dict(data)
 
 
-def _active_state(model) -> dict[str, torch.Tensor]:
+def _active_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """State dict of the static twin of what is active in `model`, still sharing memory with it."""
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     new_index = {old: new for new, old in enumerate(model.base_model.encoder.active_layers)}
@@ -66,7 +81,7 @@ def _active_state(model) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def extract_subnet(model, subnet: Subnet):
+def extract_subnet(model: Model, subnet: Subnet) -> Model:
     """A static model of `model`'s class that computes what `subnet` computes, on copied weights.
 
     Raises:
@@ -77,7 +92,7 @@ def extract_subnet(model, subnet: Subnet):
     return _build(type(model), subnet_config(model.config, subnet), state, like=model)
 
 
-def _build(cls, config, state: dict[str, torch.Tensor], like):
+def _build(cls: type[Model], config: PreTrainedConfig, state: dict[str, torch.Tensor], like: PreTrainedModel) -> Model:
     """An instance of `cls` that owns exactly the tensors of `state`, in the mode and attention of `like`."""
     config._attn_implementation = like.config._attn_implementation
     with torch.device("meta"):  # no time spent on weights about to be replaced, and the random state is left alone
@@ -87,7 +102,7 @@ def _build(cls, config, state: dict[str, torch.Tensor], like):
     return built.train(like.training)
 
 
-def _plain_sizes(model) -> tuple[int, int]:
+def _plain_sizes(model: PreTrainedModel) -> tuple[int, int]:
     """Heads and FFN units of the plain HuBERT equal to `model`; ValueError if there is none."""
     config = model.config
     if config.search_space is not None:
@@ -111,7 +126,7 @@ def _plain_sizes(model) -> tuple[int, int]:
     return num_heads, max(shape.intermediate_size for shape in shapes)
 
 
-def plain_config(model) -> HubertConfig:
+def plain_config(model: PreTrainedModel) -> HubertConfig:
     """HubertConfig of the plain HuBERT equal to the static `model`."""
     num_heads, intermediate_size = _plain_sizes(model)
     data = model.config.to_dict()
@@ -121,7 +136,7 @@ def plain_config(model) -> HubertConfig:
 
 
 @torch.no_grad()
-def to_hubert(model):
+def to_hubert(model: PreTrainedModel) -> HubertModel | HubertForCTC | HubertForSequenceClassification:
     """`model`, static, as the transformers HuBERT of its kind (bare, CTC or sequence classification).
 
     Heads and FFN units a layer lacks are zeros, which add nothing to its output: exact, at no gain in speed.

@@ -3,6 +3,8 @@
 On a CPU a layer is hardly faster a row in a large batch than in a small one, so nothing is lost by it.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
@@ -36,7 +38,7 @@ def encode_by_length(
     hidden_states: torch.Tensor,
     attention_mask: torch.Tensor | None,
     output_attentions: bool = False,
-    **options,
+    **options: Any,
 ) -> BaseModelOutput:
     """What `encoder(hidden_states, attention_mask, ...)` returns, with zeros for padding where rows are regrouped.
 

@@ -52,7 +52,7 @@ def can_pack() -> bool:
     mkldnn = torch.ops.mkldnn
     return (
         torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and hasattr(mkldnn, "_reorder_linear_weight")
         and hasattr(mkldnn, "_linear_pointwise")
     )
@@ -112,7 +112,7 @@ class WeightCache:
     def clear(self) -> None:
         self._entry = None
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["WeightCache"], tuple]:
         return WeightCache, ()
 
 

@@ -5,10 +5,12 @@ Weights and state-dict names are those of [`~transformers.HubertModel`]'s `featu
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import HubertConfig
 from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -16,11 +18,13 @@ from .channels_last import Layer, PackedConv, fold_group_norm, run_layers
 from .channels_last_autograd import ConvNormGelu
 from .fast_paths import HALF_OR_MORE, PRECISE, WeightCache, is_watched, runs_plainly, wants_gradients
 
+Lengths = TypeVar("Lengths", int, torch.Tensor)
+
 
 class ConvLayer(GradientCheckpointingLayer):
     """One strided convolution, its norm ("layer", "group" or none), activation. `(B, C_in, T)` to `(B, C_out, T')`."""
 
-    def __init__(self, config, index: int, norm: str | None):
+    def __init__(self, config: HubertConfig, index: int, norm: str | None):
         super().__init__()
         channels = config.conv_dim[index]
         self.conv = nn.Conv1d(
@@ -76,14 +80,16 @@ def masked_group_norm(hidden_states: torch.Tensor, norm: nn.GroupNorm, lengths: 
     return (normed * norm.weight[:, None] + norm.bias[:, None]).to(hidden_states.dtype)
 
 
-def conv_output_lengths(lengths, config, num_layers: int | None = None):
+def conv_output_lengths(lengths: Lengths, config: HubertConfig, num_layers: int | None = None) -> Lengths:
     """Frames that `num_layers` (default: all) convolutions make of `lengths` samples, int or tensor; at least 0."""
     for kernel, stride in list(zip(config.conv_kernel, config.conv_stride))[:num_layers]:
         lengths = (lengths - kernel) // stride + 1
-    return lengths.clamp(min=0) if isinstance(lengths, torch.Tensor) else max(lengths, 0)
+    if isinstance(lengths, torch.Tensor):
+        return lengths.clamp(min=0)
+    return max(lengths, 0)  # pyrefly: ignore[bad-return]
 
 
-def receptive_field(config) -> int:
+def receptive_field(config: HubertConfig) -> int:
     """Samples one output frame sees: 400 for HuBERT's seven layers (25 ms at 16 kHz)."""
     return _receptive_field(config.conv_kernel, config.conv_stride)
 
@@ -99,7 +105,7 @@ def _receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
 class FeatureEncoder(nn.Module):
     """The stack of convolutions. `(batch, samples)` to `(batch, frames, channels)`."""
 
-    def __init__(self, config):
+    def __init__(self, config: HubertConfig):
         super().__init__()
         if config.feat_extract_norm not in ("layer", "group"):
             raise ValueError(
@@ -209,7 +215,9 @@ class FeatureEncoder(nn.Module):
 
         return self._padded(self._run_as_one(rows, frames, start, run), input_values)
 
-    def _valid_rows(self, input_values: torch.Tensor, lengths: torch.Tensor | None):
+    def _valid_rows(
+        self, input_values: torch.Tensor, lengths: torch.Tensor | None
+    ) -> tuple[list[torch.Tensor], list[int]]:
         """The rows without their padding, and the frames each gives."""
         sizes = [input_values.shape[1]] * len(input_values) if lengths is None else lengths.tolist()
         rows = [row[:size].contiguous() for row, size in zip(input_values, sizes)]
@@ -243,7 +251,7 @@ class FeatureEncoder(nn.Module):
             return input_values.new_zeros(len(input_values), width, self.config.conv_dim[-1])
         return torch.stack([F.pad(row, (0, 0, 0, width - len(row))) for row in made])
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         self._packed.clear()  # of weights about to be moved or cast
         return super()._apply(fn, recurse)
 

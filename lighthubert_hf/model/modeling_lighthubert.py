@@ -8,6 +8,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -36,7 +37,7 @@ from .configuration_lighthubert import LayerShape, LightHubertConfig
 from .elastic import ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d, WeightNormConv1d
 from .fast_encoder import encode_by_length
 from .fast_paths import activate
-from .feature_encoder import FeatureEncoder, conv_output_lengths, receptive_field
+from .feature_encoder import FeatureEncoder, Lengths, conv_output_lengths, receptive_field
 from .packed_linear import PackedLinears
 from .search_space import SearchSpace, Subnet, ffn_ranges, kept_layers
 
@@ -88,7 +89,7 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Plain attention, for transformers' attention interface: `(B, H, T, D)` in, `(B, T, H, D)` and weights out."""
     scores = query @ key.transpose(2, 3) * scaling
@@ -123,7 +124,7 @@ class LightHubertAttention(nn.Module):
         self.out_proj.set_active(in_ranges=width, out_ranges=stream)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(B, T, E)` in; `(B, T, E)` and, where the attention implementation has them, weights `(B, H, T, T)` out."""
         shape = (*hidden_states.shape[:2], -1, self.head_dim)
@@ -150,7 +151,7 @@ class LightHubertAttention(nn.Module):
         out = out.flatten(-2)
         return self.out_proj(out) if packed is None else packed[1].multiply(out), weights
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         self._packed.clear()
         return super()._apply(fn, recurse)
 
@@ -183,7 +184,7 @@ class LightHubertFeedForward(nn.Module):
             hidden_states = packed[1].multiply(self.intermediate_dropout(hidden_states))
         return self.output_dropout(hidden_states)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         self._packed.clear()
         return super()._apply(fn, recurse)
 
@@ -206,7 +207,7 @@ class LightHubertEncoderLayer(GradientCheckpointingLayer):
         self.layer_norm.active_size = self.final_layer_norm.active_size = hidden_size
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.pre_norm:
             attended, weights = self.attention(self.layer_norm(hidden_states), attention_mask, **kwargs)
@@ -306,7 +307,7 @@ class LightHubertEncoder(nn.Module):
         return {"attention_mask": mask, "sliding_window": reach + 1}
 
 
-def _valid_samples(attention_mask: torch.Tensor) -> torch.LongTensor:
+def _valid_samples(attention_mask: torch.Tensor) -> torch.Tensor:
     """`(B, samples)` to `(B,)`. Counted as integers: a sum in half precision would round, and overflow after 4 s."""
     return attention_mask.ne(0).sum(-1)
 
@@ -362,7 +363,7 @@ class LightHubertPreTrainedModel(PreTrainedModel):
     @property
     def active_subnet(self) -> Subnet:
         """The architecture `forward` runs at present."""
-        return self.base_model._active_subnet
+        return self.base_model._active_subnet  # pyrefly: ignore[bad-return]
 
     def set_active_subnet(self, subnet: Subnet) -> None:
         """Make `forward` run `subnet`. Weights and config stay as they are.
@@ -398,7 +399,7 @@ class LightHubertPreTrainedModel(PreTrainedModel):
         finally:
             self.set_active_subnet(before)
 
-    def extract_subnet(self, subnet: Subnet | None = None):
+    def extract_subnet(self, subnet: Subnet | None = None) -> Self:
         """A static model of the same class that computes what `subnet` (default: the active one) computes.
 
         The weights are copies; the supernet is left untouched.
@@ -417,7 +418,7 @@ class LightHubertPreTrainedModel(PreTrainedModel):
 
         return to_hubert(self)
 
-    def push_to_hub(self, repo_id: str, **kwargs):
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """As [`~transformers.PreTrainedModel.push_to_hub`], with all that a reader needs, in one commit.
 
         Takes `card` (`lighthubert_hf.hub.card.CardFacts`) and `processor`, too; see
@@ -435,13 +436,13 @@ class LightHubertPreTrainedModel(PreTrainedModel):
         """Train the head only."""
         self.base_model.requires_grad_(False)
 
-    def _get_feat_extract_output_lengths(self, input_lengths: torch.LongTensor | int) -> torch.LongTensor | int:
+    def _get_feat_extract_output_lengths(self, input_lengths: Lengths) -> Lengths:
         """Frames the front end makes of `input_lengths` samples; 0 for less than one receptive field."""
         return conv_output_lengths(input_lengths, self.config)
 
     def _get_feature_vector_attention_mask(
-        self, feature_vector_length: int, attention_mask: torch.LongTensor
-    ) -> torch.BoolTensor:
+        self, feature_vector_length: int, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
         """`(B, samples)` to `(B, frames)`: a frame is valid if all the samples it sees are. Rows may have none."""
         lengths = conv_output_lengths(_valid_samples(attention_mask), self.config)
         return torch.arange(feature_vector_length, device=attention_mask.device) < lengths[:, None]
@@ -472,7 +473,7 @@ class LightHubertModel(LightHubertPreTrainedModel):
         self,
         input_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        mask_time_indices: torch.BoolTensor | None = None,
+        mask_time_indices: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -513,7 +514,7 @@ class LightHubertModel(LightHubertPreTrainedModel):
         self,
         features: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        mask_time_indices: torch.BoolTensor | None = None,
+        mask_time_indices: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
     ) -> BaseModelOutput:
@@ -568,8 +569,8 @@ class LightHubertModel(LightHubertPreTrainedModel):
     def _mask_hidden_states(
         self,
         hidden_states: torch.Tensor,
-        mask_time_indices: torch.BoolTensor | None,
-        attention_mask: torch.BoolTensor | None,
+        mask_time_indices: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """Replace the given frames by the mask embedding; in training without given frames, SpecAugment.
 
@@ -596,7 +597,13 @@ class LightHubertModel(LightHubertPreTrainedModel):
         return hidden_states
 
     @staticmethod
-    def _draw_spans(shape, probability, length, min_masks, attention_mask=None) -> torch.BoolTensor:
+    def _draw_spans(
+        shape: tuple[int, int],
+        probability: float,
+        length: int,
+        min_masks: int,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         length = min(length, shape[1])
         spans = _compute_mask_indices(shape, probability, length, attention_mask=attention_mask, min_masks=min_masks)
         return torch.from_numpy(spans)
@@ -635,7 +642,7 @@ class LightHubertForPreTraining(LightHubertPreTrainedModel):
         self,
         input_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        mask_time_indices: torch.BoolTensor | None = None,
+        mask_time_indices: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LightHubertForPreTrainingOutput:
@@ -676,7 +683,7 @@ class LightHubertHeadModel(LightHubertPreTrainedModel):
     def _active_layer_weights(self) -> torch.Tensor:
         layers = self.lighthubert.encoder.active_layers
         if len(layers) + 1 == len(self.layer_weights):
-            return self.layer_weights
+            return self.layer_weights  # pyrefly: ignore[bad-return]
         return self.layer_weights[[0, *(index + 1 for index in layers)]]
 
     def _encode(
@@ -702,9 +709,9 @@ class LightHubertHeadModel(LightHubertPreTrainedModel):
             outputs.hidden_states = tuple(state if i in indices else None for i, state in enumerate(states))
         elif not output_hidden_states:
             outputs.hidden_states = None
-        return mixed, outputs
+        return mixed, outputs  # pyrefly: ignore[bad-return]
 
-    def _frame_mask(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.BoolTensor:
+    def _frame_mask(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Valid frames, `(B, T)`."""
         if attention_mask is None:
             return torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
@@ -880,7 +887,7 @@ class LightHubertForXVector(LightHubertHeadModel):
         )
 
     @staticmethod
-    def _pool_statistics(hidden_states: torch.Tensor, lengths: torch.LongTensor) -> torch.Tensor:
+    def _pool_statistics(hidden_states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Mean and (unbiased) standard deviation over the first `lengths` frames: `(B, T, C)` to `(B, 2C)`."""
         dtype, hidden_states = hidden_states.dtype, hidden_states.float()  # squares overflow in half precision
         valid = torch.arange(hidden_states.shape[1], device=lengths.device) < lengths[:, None]

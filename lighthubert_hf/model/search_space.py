@@ -8,7 +8,9 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 def kept_layers(depth: int, num_hidden_layers: int) -> tuple[int, ...]:
@@ -45,6 +47,12 @@ def ffn_ranges(hidden_size: int, intermediate_size: int, full_hidden_size: int) 
     )
 
 
+class Chooser(Protocol):
+    """What draws subnets: `random.Random`, or numpy's `Generator`."""
+
+    def choice(self, values: Any, /) -> Any: ...
+
+
 def _integers(name: str, values: Any) -> tuple[int, ...]:
     try:
         out = tuple(int(v) for v in values)
@@ -55,7 +63,7 @@ def _integers(name: str, values: Any) -> tuple[int, ...]:
     return out
 
 
-def _from_mapping(cls, data: Mapping[str, Any]):
+def _from_mapping(cls: type[T], data: Mapping[str, Any]) -> T:
     names = [f.name for f in fields(cls)]
     if not isinstance(data, Mapping):
         raise ValueError(f"a {cls.__name__} is a mapping with the keys {names}, got {data!r}")
@@ -78,7 +86,7 @@ class Subnet:
     num_attention_heads: tuple[int, ...]
     intermediate_size: tuple[int, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "hidden_size", _integers("hidden_size", (self.hidden_size,))[0])
         for name in ("num_attention_heads", "intermediate_size"):
             object.__setattr__(self, name, _integers(name, getattr(self, name)))
@@ -114,7 +122,7 @@ class Subnet:
         return _from_mapping(cls, data)
 
     def __str__(self) -> str:
-        def short(values):
+        def short(values: tuple[int, ...]) -> str:
             return str(values[0]) if len(set(values)) == 1 else "-".join(map(str, values))
 
         return (
@@ -142,7 +150,7 @@ class SearchSpace:
     ffn_ratio: tuple[float, ...]
     num_hidden_layers: tuple[int, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
             object.__setattr__(self, name, _integers(name, getattr(self, name)))
         try:
@@ -203,7 +211,7 @@ class SearchSpace:
         width, heads = (v[len(v) // 2] for v in (self.hidden_size, self.num_attention_heads))
         return self.uniform(width, heads, max(self.ffn_ratio), max(self.num_hidden_layers))
 
-    def sample(self, rng) -> Subnet:
+    def sample(self, rng: Chooser) -> Subnet:
         """Draw a subnet: depth, width, FFN ratios and heads, in this order.
 
         Args:
@@ -215,7 +223,7 @@ class SearchSpace:
         heads = tuple(int(rng.choice(self.num_attention_heads)) for _ in range(depth))
         return Subnet(width, heads, sizes)
 
-    def _choices(self):
+    def _choices(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...], tuple[int, ...]]:
         return self.hidden_size, self.num_attention_heads, self.ffn_ratio, self.num_hidden_layers
 
     def to_dict(self) -> dict[str, list]:
