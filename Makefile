@@ -28,6 +28,7 @@ test-all: quality
 quality: $(VENV)/installed
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/pyrefly check --summary=none
 
 style: $(VENV)/installed
 	$(BIN)/ruff check --fix $(SOURCES)
