@@ -28,6 +28,7 @@ class Handler(BaseHTTPRequestHandler):
     """What both ports share: reading requests, writing answers, committing faults. One instance a connection."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or a body waits 40 ms for the other side to acknowledge its headers
 
     def log_message(self, *arguments):
         """Quiet: `HubServer.requests` is the log."""

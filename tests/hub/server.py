@@ -323,7 +323,7 @@ class Listener(ThreadingHTTPServer):
     def __init__(self, hub: "HubServer", handler: type[Handler]):
         self.hub = hub
         super().__init__(("127.0.0.1", 0), handler)
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.005,), daemon=True).start()
 
     @property
     def address(self) -> str:

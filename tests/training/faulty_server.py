@@ -16,7 +16,7 @@ class FaultyServer:
         handler = type("Handler", (_FaultyHandler,), {"owner": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.005,), daemon=True).start()
 
     def close(self) -> None:
         self._server.shutdown()
@@ -25,6 +25,7 @@ class FaultyServer:
 
 class _FaultyHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or a body waits 40 ms for the other side to acknowledge its headers
     owner: FaultyServer
 
     def log_message(self, *_):
