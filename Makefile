@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := lighthubert_hf conversion training tests benchmarks
 
-.PHONY: demo test test-all quality style clean
+.PHONY: demo test test-all quality style docs clean
 
 # Stamped, so that a change of dependencies reinstalls and nothing else does.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -34,5 +34,9 @@ style: $(VENV)/installed
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
+# Into site/. A warning, a link or an anchor that leads nowhere is an error.
+docs: $(VENV)/installed
+	$(BIN)/zensical build --clean --strict
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) site .cache build *.egg-info .pytest_cache .ruff_cache

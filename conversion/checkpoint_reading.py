@@ -2,7 +2,7 @@
 
 A `.pt` is a zip archive with a checksum for every record; all of them are checked before the file is unpickled, and
 it is unpickled with `weights_only=True`, once, for names, shapes and places in the file. Tensors come from a memory
-map. Pages of a map count as the memory of the process once they are read, so [`MappedWeights`] maps the file anew
+map. Pages of a map count as the memory of the process once they are read, so `MappedWeights` maps the file anew
 every 16 MB.
 """
 
@@ -76,7 +76,7 @@ def _is_plain(name: Any, value: Any) -> bool:
 
 
 def read_torch_file(path: Path) -> Any:
-    """What `torch.save` wrote to `path`, its tensors without their values; [`torch_weights`] reads these.
+    """What `torch.save` wrote to `path`, its tensors without their values; `torch_weights` reads these.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -141,7 +141,7 @@ def _reason(error: Exception) -> str:
 
 
 def torch_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> MappedWeights:
-    """The values of tensors that [`read_torch_file`] found in `path`."""
+    """The values of tensors that `read_torch_file` found in `path`."""
     return MappedWeights(lambda: _mapped(path, tensors), str(path))
 
 

@@ -45,7 +45,7 @@ def write_safetensors(
     dtype: torch.dtype,
     tensors: Iterable[tuple[str, torch.Tensor]],
 ) -> None:
-    """Write tensors as they come; [`safetensors.torch.save_file`] wants all of them at once.
+    """Write tensors as they come; `safetensors.torch.save_file` wants all of them at once.
 
     Args:
         shapes: name and shape of every tensor, in the order in which `tensors` will hand them out.

@@ -1,6 +1,6 @@
 """Orders attention heads and FFN units by importance, before subnets are trained.
 
-A subnet takes the first heads of a layer, and FFN units in the order of the slices ([`ffn_ranges`]). Which heads and
+A subnet takes the first heads of a layer, and FFN units in the order of the slices (`ffn_ranges`). Which heads and
 units come first is free as long as nothing is trained on it: exchanging two heads together with the output
 projection's columns, or two units together with the second linear layer's, leaves the full network's function as it
 is. So the important ones are put where most subnets look. The residual stream is left alone: its channels are tied to

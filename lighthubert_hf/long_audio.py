@@ -36,7 +36,7 @@ def iterate_long_features(
     overlap_seconds: float | None = None,
     layer: int = -1,
 ) -> Iterator[torch.Tensor]:
-    """The features of one recording, chunk by chunk, `(frames, hidden_size)` each; see [`extract_long_features`].
+    """The features of one recording, chunk by chunk, `(frames, hidden_size)` each; see `extract_long_features`.
 
     For writing features to disk as they come: an hour of one layer of the default `small` subnet is 276 MB.
     """
@@ -70,13 +70,13 @@ def extract_long_features(
     The memory needed beyond the recording and its features is that of one chunk with its overlap.
 
     Args:
-        model ([`LightHubertModel`] or one with a head): in evaluation mode, on any device.
+        model (`LightHubertModel` or one with a head): in evaluation mode, on any device.
         input_values (`torch.Tensor` of shape `(samples,)` or `(1, samples)`):
             The 16 kHz waveform, normalised as a whole by the feature extractor.
         chunk_seconds: new audio per forward.
         overlap_seconds:
             Context on either side of a chunk. By default as much as makes the result exact where every layer has a
-            sliding window ([`exact_context`]), else 5 seconds, which is an approximation.
+            sliding window (`exact_context`), else 5 seconds, which is an approximation.
         layer: which of the hidden states to return; -1 is `last_hidden_state`.
 
     Raises:

@@ -1,53 +1,130 @@
-"""The Python in the guides: all of it names what exists; the guides in RUNNABLE run from top to bottom.
-
-A block that starts with ```python no-run (it needs the network, say) is not run. Guides that need more than a folder
-to run in are run by the tests of their subject.
-"""
+"""The guides are true: their Python runs, or says why not; their commands, options, recipes and links exist."""
 
 import ast
 import importlib
 import re
-from pathlib import Path
+import subprocess
+import sys
 
+import click
 import pytest
+import typer
 
-ROOT = Path(__file__).parents[1]
-GUIDES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
-RUNNABLE = ("model.md",)
-BLOCK = re.compile(r"^```python( no-run)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+from lighthubert_hf.cli import app
+from lighthubert_hf.training.finetuning.recipes import load_finetuning_recipe
+from lighthubert_hf.training.recipe import load_recipe
+
+from .guides import GUIDES, ROOT, blocks, inline_code, shell_lines
+
+HERE = ("model.md",)  # run from top to bottom, in an empty folder
+ELSEWHERE = {  # by the tests of their subject, which bring what they need
+    "publishing.md": "hub/test_docs.py",
+    "finetuning.md": "training/finetuning/test_finetuning.py",
+    "search.md": "training/distillation/test_search_docs.py",
+}
+COMMANDS = typer.main.get_command(app).commands
+guides = pytest.mark.parametrize("path", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))
 
 
-def blocks(path: Path) -> list[tuple[str, bool]]:
-    """Source and whether it is to be run, with line numbers as in the file."""
-    text = path.read_text(encoding="utf-8")
-    found = []
-    for match in BLOCK.finditer(text):
-        line = text[: match.start(2)].count("\n")
-        found.append(("\n" * line + match[2], not match[1]))
-    return found
-
-
-@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
+@guides
 def test_python_names_what_exists(path):
-    for source, _ in blocks(path):
-        for node in ast.walk(ast.parse(source, path.name)):
+    for block in blocks(path, "python"):
+        for node in ast.walk(ast.parse(block.source, path.name)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lighthubert_hf"):
                 module = importlib.import_module(node.module)
                 for name in node.names:
-                    assert hasattr(module, name.name), f"{path.name}:{node.lineno}: {node.module} has no {name.name}"
+                    where = f"{path.name}:{block.line + node.lineno}"
+                    assert hasattr(module, name.name), f"{where}: {node.module} has no {name.name}"
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@guides
+def test_python_is_run_or_says_why_not(path):
+    for block in blocks(path, "python"):
+        assert block.why or path.name in (*HERE, *ELSEWHERE), f"{path.name}:{block.line}: nobody runs this"
+    if path.name in ELSEWHERE:
+        assert path.name in (ROOT / "tests" / ELSEWHERE[path.name]).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", HERE)
 def test_guide_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": name}
-    for source, run in blocks(ROOT / "docs" / name):
-        if run:
-            exec(compile(source, name, "exec"), namespace)
+    for block in blocks(ROOT / "docs" / name, "python"):
+        if not block.why:
+            exec(compile("\n" * block.line + block.source, name, "exec"), namespace)
 
 
-@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
+@guides
+def test_shell_lines_parse(path):
+    for line, words in shell_lines(path):
+        check_command([word for word in words if word != "…"], f"{path.name}:{line}")
+
+
+def check_command(words: list[str], where: str) -> None:
+    """Fail unless the command, its options, their values and a shipped recipe with its overrides exist."""
+    for start in ("lighthubert", "lighthubert_hf.cli"):
+        if start in words:
+            name, *arguments = words[words.index(start) + 1 :]
+            assert name in COMMANDS, f"{where}: there is no command {name}"
+            try:
+                COMMANDS[name].make_context(name, list(arguments))
+            except click.exceptions.ClickException as error:
+                pytest.fail(f"{where}: lighthubert {name}: {error.format_message()}")
+            if name in ("distill", "finetune"):
+                check_recipe(name, arguments, where)
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), f"{where}: no target {words[1]}"
+    if words[0] == "python" and words[1].startswith("benchmarks/"):
+        check_options(words[1], words, where)
+
+
+def check_recipe(name: str, arguments: list[str], where: str) -> None:
+    """A recipe given by name, not by file, is shipped and takes the overrides that stand there in full."""
+    load = {"distill": load_recipe, "finetune": load_finetuning_recipe}[name]
+    recipe, *overrides = [argument for argument in arguments if not argument.startswith("-")]
+    if re.fullmatch(r"[a-z0-9-]+", recipe):
+        try:
+            load(recipe, [override for override in overrides if "…" not in override])
+        except ValueError as error:
+            pytest.fail(f"{where}: {error}")
+
+
+def check_options(program: str, words: list[str], where: str) -> None:
+    """Of a benchmark; what all of them take stands in contenders.py."""
+    text = "".join((ROOT / path).read_text(encoding="utf-8") for path in (program, "benchmarks/contenders.py"))
+    for word in words:
+        if word.startswith("--"):
+            assert f'"{word.split("=")[0]}"' in text, f"{where}: no option {word}"
+
+
+@guides
+def test_commands_in_sentences_exist(path):
+    for code in inline_code(path):
+        words = code.split()
+        if words[0] == "make" and len(words) > 1:
+            check_command(words[:2], path.name)
+        elif words[0] == "python" and len(words) > 1 and words[1].startswith("benchmarks/"):
+            check_options(words[1], words, path.name)
+        elif words[0] == "lighthubert" and len(words) > 1 and words[1] not in ("…", "--help"):
+            assert words[1] in COMMANDS, f"{path.name}: `{code}`: there is no command {words[1]}"
+            options = {option for parameter in COMMANDS[words[1]].params for option in parameter.opts}
+            options |= {option for parameter in COMMANDS[words[1]].params for option in parameter.secondary_opts}
+            wrong = {word for word in words if word.startswith("--")} - options - {"--help"}
+            assert not wrong, f"{path.name}: `{code}`: there is no {', '.join(wrong)}"
+
+
+@guides
 def test_links_lead_somewhere(path):
+    """Those of README and CONTRIBUTING; `make docs` checks those of the site, with their anchors."""
     for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_site_builds():
+    """A link or an anchor that leads nowhere, or a name that the reference has and the code has not, is an error."""
+    pytest.importorskip("zensical")
+    done = subprocess.run(
+        [sys.executable, "-m", "zensical", "build", "--strict"], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -48,7 +48,7 @@ class TeacherSection(Section):
 
 
 class SpaceSection(Section):
-    """The choices of a supernet, see [`SearchSpace`]."""
+    """The choices of a supernet, see `SearchSpace`."""
 
     hidden_size: list[PositiveInt]
     num_attention_heads: list[PositiveInt]
@@ -57,7 +57,7 @@ class SpaceSection(Section):
 
 
 class SubnetSection(Section):
-    """One architecture, see [`Subnet`]."""
+    """One architecture, see `Subnet`."""
 
     hidden_size: PositiveInt
     num_attention_heads: list[PositiveInt]
@@ -165,7 +165,7 @@ class SamplerSection(Section):
 
 
 class SourceSection(Section):
-    """One source of audio, see [`AudioSource`]."""
+    """One source of audio, see `AudioSource`."""
 
     path: str
     split: str = "train"
@@ -185,7 +185,7 @@ def _holding_a_crop(section, name: str):
 
 
 class DataSection(Section):
-    """The training stream, see [`training_loader`]. `batch_seconds` is per process and forward."""
+    """The training stream, see `training_loader`. `batch_seconds` is per process and forward."""
 
     sources: list[SourceSection] = []
     synthetic_minutes: PositiveFloat | None = Field(

@@ -1,4 +1,4 @@
-"""Settings of the original and of fairseq's HuBERT (`cfg` in a checkpoint) as a [`LightHubertConfig`], and back."""
+"""Settings of the original and of fairseq's HuBERT (`cfg` in a checkpoint) as a `LightHubertConfig`, and back."""
 
 import ast
 import math

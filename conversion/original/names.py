@@ -1,6 +1,6 @@
 """The literal map between the names of weights in the original (and in fairseq's HuBERT) and ours, both ways.
 
-`None`: dropped on purpose. Ours are those of [`~transformers.HubertModel`], with `prediction_head` beside them.
+`None`: dropped on purpose. Ours are those of `transformers.HubertModel`, with `prediction_head` beside them.
 """
 
 import re

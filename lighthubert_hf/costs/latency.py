@@ -40,7 +40,7 @@ class LatencyTable:
         milliseconds, activations: for "front_end" `{(): value}`; for "outside" (feature projection, positional
             convolution and the rest of what is no layer) and "around" (a layer's norms and residuals) by `(width,)`;
             for "attention" by `(width, heads)`; for "feed_forward" by `(width, units)`. Milliseconds and bytes.
-        machine: see [`measuring.describe_machine`].
+        machine: see `measuring.describe_machine`.
         errors: of the subnets that were also measured as a whole, prediction / measurement - 1.
         bytes_per_weight: of the dtype that was run.
     """
@@ -123,7 +123,7 @@ class LatencyTable:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "LatencyTable":
-        """Read what [`save`] wrote."""
+        """Read what `save` wrote."""
 
         def keyed(values):
             return {part: {tuple(key): value for *key, value in entries} for part, entries in values.items()}

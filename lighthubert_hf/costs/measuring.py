@@ -187,7 +187,7 @@ def peak_memory(
 ) -> dict[str, int]:
     """Most bytes of activations alive at once during `run()`, inside each of `modules` and in all under the name "".
 
-    On CUDA what the allocator reports; elsewhere what [`AllocationTracker`] counts. Modules must not be nested.
+    On CUDA what the allocator reports; elsewhere what `AllocationTracker` counts. Modules must not be nested.
     """
     if device.type == "cuda":
         synchronize(device)

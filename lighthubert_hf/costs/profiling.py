@@ -27,7 +27,7 @@ PARTS = (*_MODULES, "other")
 
 
 def count_parameters(config: LightHubertConfig, subnet: Subnet | None = None) -> int:
-    """Parameters of the [`LightHubertModel`] that extracting `subnet` gives: `sum(p.numel() for p in parameters())`.
+    """Parameters of the `LightHubertModel` that extracting `subnet` gives: `sum(p.numel() for p in parameters())`.
 
     Args:
         config: of a supernet or of a static model.
@@ -72,7 +72,7 @@ def count_macs(config: LightHubertConfig, subnet: Subnet | None = None, samples:
 def macs_by_part(
     config: LightHubertConfig, subnet: Subnet | None = None, samples: int = SAMPLING_RATE
 ) -> dict[str, int]:
-    """What [`count_macs`] counts, for each of `PARTS`."""
+    """What `count_macs` counts, for each of `PARTS`."""
     config, subnet = _checked(config, subnet)
     width, features = subnet.hidden_size, config.conv_dim[-1]
     kernel, groups = config.num_conv_pos_embeddings, config.num_conv_pos_embedding_groups
@@ -132,7 +132,7 @@ class ProfileRow:
         macs: multiply-accumulates of the pass.
         gflops: at 2 FLOP per multiply-accumulate.
         share_of_matmul: `gflops` over what a plain matrix product reaches in the same run.
-        peak_memory: bytes of weights and of the activations alive at once, see [`measuring.peak_memory`]; on a CPU
+        peak_memory: bytes of weights and of the activations alive at once, see `measuring.peak_memory`; on a CPU
             without the packed copies of weights, which are about as large again.
         parts: where the time goes. Timed in passes of their own, so they add up to `milliseconds` only roughly.
     """
@@ -150,12 +150,12 @@ class ProfileRow:
 
 @dataclass(frozen=True)
 class Profile:
-    """What [`profile`] measured.
+    """What `profile` measured.
 
     Args:
         model: its class.
         parameters: of the encoder.
-        machine: see [`measuring.describe_machine`].
+        machine: see `measuring.describe_machine`.
         matmul_gflops: what a plain matrix product reached in the same run.
         rows: one for each audio length and batch.
         subnet: of a supernet, which subnet was extracted and measured.

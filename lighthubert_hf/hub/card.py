@@ -1,6 +1,6 @@
 """Model cards: what is known about a model, as data, and the README that says exactly that.
 
-A card is rendered from the model's `config.json` and a [`CardFacts`]; no live model is needed. What was not measured
+A card is rendered from the model's `config.json` and a `CardFacts`; no live model is needed. What was not measured
 is not mentioned. The facts travel with the model as `model_card.json`, so a card can be rendered again, for example
 once the repository's name is known.
 """

@@ -140,7 +140,7 @@ def push_model(
     max_shard_size: int | str = "50GB",
     tags: list[str] | None = None,
 ) -> CommitInfo:
-    """What `model.push_to_hub` does: [`~transformers.PreTrainedModel.push_to_hub`], with the complete folder.
+    """What `model.push_to_hub` does: `transformers.PreTrainedModel.push_to_hub`, with the complete folder.
 
     Args:
         card: facts for the card. The card is rendered anew, since another model's numbers would not be this one's.

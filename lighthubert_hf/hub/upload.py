@@ -156,7 +156,7 @@ def retried(action: Callable[[], T]) -> T:
 
 @contextmanager
 def one_line_errors(repo_id: str, token: str | bool | None) -> Iterator[None]:
-    """Turn what the client raises into a [`PublishingError`] of one line, without the token."""
+    """Turn what the client raises into a `PublishingError` of one line, without the token."""
     try:
         yield
     except PublishingError:

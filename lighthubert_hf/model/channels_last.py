@@ -109,7 +109,7 @@ class Layer(NamedTuple):
     activation: Callable[..., torch.Tensor]
 
     def run(self, source: torch.Tensor, rows: int, out: torch.Tensor) -> None:
-        """As [`PackedConv.multiply`], tile by tile."""
+        """As `PackedConv.multiply`, tile by tile."""
         for start in range(0, rows, TILE_ROWS):
             num = min(TILE_ROWS, rows - start)
             self.conv.multiply(source[start * self.conv.stride :], num, out[start:])

@@ -19,7 +19,7 @@ class LayerShape(NamedTuple):
 @strict
 class LightHubertConfig(HubertConfig):
     r"""
-    Configuration of a [`LightHubertModel`]. All of [`~transformers.HubertConfig`]'s fields keep their meaning; a model
+    Configuration of a `LightHubertModel`. All of `transformers.HubertConfig`'s fields keep their meaning; a model
     whose config has a `search_space` is a supernet, one without is static. Layers of a static model may differ: give
     `per_layer_config={3: {"num_attention_heads": 4, "intermediate_size": 1344}}`.
 
@@ -27,17 +27,17 @@ class LightHubertConfig(HubertConfig):
         head_dim (`int`, *optional*, defaults to 64):
             Channels of one attention head. The attention is `num_attention_heads * head_dim` wide, whatever the
             width of the residual stream.
-        search_space (`dict` or [`SearchSpace`], *optional*):
+        search_space (`dict` or `SearchSpace`, *optional*):
             The subnets that can be cut out of these weights. The sizes in the config are those of the weights.
-        default_subnet (`dict` or [`Subnet`], *optional*):
-            The subnet that is active after loading; [`SearchSpace.default`] if not given.
+        default_subnet (`dict` or `Subnet`, *optional*):
+            The subnet that is active after loading; `SearchSpace.default` if not given.
         attention_window (`int`, *optional*):
             Width of a sliding attention window in frames: frame i attends to the frames j with
             `|i - j| <= attention_window // 2`. `None`: global attention.
         target_size (`int`, *optional*, defaults to 768):
-            Channels of the distillation target that [`LightHubertForPreTraining`] predicts.
+            Channels of the distillation target that `LightHubertForPreTraining` predicts.
         tdnn_dim, tdnn_kernel, tdnn_dilation, xvector_output_dim:
-            The x-vector head, as in [`~transformers.Wav2Vec2Config`].
+            The x-vector head, as in `transformers.Wav2Vec2Config`.
     """
 
     model_type = "lighthubert"

@@ -120,7 +120,7 @@ class WeightNormConv1d(nn.Module):
     """Grouped same-padding convolution along time with weight norm; channels-last in and out.
 
     State dict: `bias`, `parametrizations.weight.original0` (1, 1, kernel), `parametrizations.weight.original1`
-    (channels, channels / groups, kernel): the names in [`~transformers.HubertModel`].
+    (channels, channels / groups, kernel): the names in `transformers.HubertModel`.
     """
 
     def __init__(self, channels: int, kernel_size: int, groups: int):

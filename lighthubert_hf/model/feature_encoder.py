@@ -1,6 +1,6 @@
 """The convolutional front end: raw samples in, one feature vector per 20 ms out.
 
-Weights and state-dict names are those of [`~transformers.HubertModel`]'s `feature_extractor`.
+Weights and state-dict names are those of `transformers.HubertModel`'s `feature_extractor`.
 """
 
 import math

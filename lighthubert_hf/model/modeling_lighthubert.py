@@ -1,7 +1,7 @@
 """LightHuBERT: a HuBERT encoder out of whose weights smaller encoders can be cut, and those smaller encoders.
 
 One class serves both. With `config.search_space` the layers are elastic and run the slice that `set_active_subnet`
-chose; without it they are ordinary static layers. State-dict names are those of [`~transformers.HubertModel`].
+chose; without it they are ordinary static layers. State-dict names are those of `transformers.HubertModel`.
 """
 
 import importlib.util
@@ -419,7 +419,7 @@ class LightHubertPreTrainedModel(PreTrainedModel):
         return to_hubert(self)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
-        """As [`~transformers.PreTrainedModel.push_to_hub`], with all that a reader needs, in one commit.
+        """As `transformers.PreTrainedModel.push_to_hub`, with all that a reader needs, in one commit.
 
         Takes `card` (`lighthubert_hf.hub.card.CardFacts`) and `processor`, too; see
         `lighthubert_hf.hub.publishing.push_model`. Where that is not installed it is transformers' own.
@@ -518,7 +518,7 @@ class LightHubertModel(LightHubertPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
     ) -> BaseModelOutput:
-        """Everything behind [`extract_features`]. `attention_mask` is over samples, as in `forward`."""
+        """Everything behind `extract_features`. `attention_mask` is over samples, as in `forward`."""
         config = self.config
         if output_attentions is None:
             output_attentions = config.output_attentions
@@ -616,7 +616,7 @@ class LightHubertForPreTrainingOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned with `targets`): mean L1 over valid frames.
         predictions (`torch.FloatTensor` of shape `(batch_size, frames, target_size)`): the head's output.
         last_hidden_state (`torch.FloatTensor` of shape `(batch_size, frames, hidden_size)`): the encoder's output.
-        hidden_states, attentions: as in [`~modeling_outputs.BaseModelOutput`].
+        hidden_states, attentions: as in `modeling_outputs.BaseModelOutput`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -646,7 +646,7 @@ class LightHubertForPreTraining(LightHubertPreTrainedModel):
         targets: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LightHubertForPreTrainingOutput:
-        """`targets`: `(batch_size, frames, target_size)`, what to predict; see [`LightHubertModel`] for the others."""
+        """`targets`: `(batch_size, frames, target_size)`, what to predict; see `LightHubertModel` for the others."""
         outputs = self.lighthubert(input_values, attention_mask, mask_time_indices, return_dict=True, **kwargs)
         predictions = self.prediction_head(outputs.last_hidden_state)
         loss = None
@@ -743,7 +743,7 @@ class LightHubertForCTC(LightHubertHeadModel):
                 `pad_token_id`, the blank, are padding. The loss is `config.ctc_loss_reduction`-reduced; rows that
                 cannot be aligned (more labels than frames) count as zero with `config.ctc_zero_infinity`.
 
-        See [`LightHubertModel`] for the others. The logits of padding say blank.
+        See `LightHubertModel` for the others. The logits of padding say blank.
         """
         if labels is not None and not torch.compiler.is_compiling():  # looking at values would break the graph
             self._check_labels(labels)

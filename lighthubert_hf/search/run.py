@@ -32,7 +32,7 @@ class Score:
     """What makes a subnet good.
 
     Args:
-        function: takes a [`Subnet`], returns a number; it must depend on the subnet alone.
+        function: takes a `Subnet`, returns a number; it must depend on the subnet alone.
         name: under which it is reported.
         maximize: whether more is better.
         fingerprint: tells scores apart that are not comparable (other data, another teacher), so that a search is not
@@ -90,7 +90,7 @@ class SearchResult:
     """What a search found.
 
     Args:
-        settings: what determines the search; see [`search`].
+        settings: what determines the search; see `search`.
         subnets: all that were scored, by number of parameters.
         hypervolume: for each algorithm the share of the box between the best and the worst values found by any that
             its front dominates, after each of its trials.
@@ -134,11 +134,11 @@ def search(
     OUT/
       study.db                optuna's studies, one per algorithm; study.lock: held while a process draws a subnet
       latency@10s.json        measurements, if a latency or memory cost is asked for
-      pareto.json, .csv       what was found, see [`search_report`]; .png, .html: plots
+      pareto.json, .csv       what was found, see `search_report`; .png, .html: plots
       NAME/                   model folders of the extracted subnets
 
     Args:
-        model: the supernet, [`LightHubertModel`] or with any head.
+        model: the supernet, `LightHubertModel` or with any head.
         score: what makes a subnet good. A bare function is minimised under the name "loss".
         objectives: the costs to trade the score against.
         limits: what no subnet of the front may exceed.

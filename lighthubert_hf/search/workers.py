@@ -14,7 +14,7 @@ def alone_in(folder: Path) -> FileLock:
 class Worker:
     """One process of a search. It holds a lock on a file of its own, which the kernel lets go when it dies.
 
-    Make one, ask about others and close it only while [`alone_in`] is held, so that all agree who lives.
+    Make one, ask about others and close it only while `alone_in` is held, so that all agree who lives.
     """
 
     def __init__(self, folder: Path):

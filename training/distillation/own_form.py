@@ -10,7 +10,7 @@ from .student import lighthubert_fields
 
 
 def own_form(model: PreTrainedModel) -> LightHubertModel | None:
-    """The [`LightHubertModel`] that computes what `model` does in evaluation, on valid frames; it shares its weights.
+    """The `LightHubertModel` that computes what `model` does in evaluation, on valid frames; it shares its weights.
 
     Rows of a padded batch come out as each would alone, with a group-norm extractor too, which transformers' own
     classes do not manage.

@@ -33,12 +33,12 @@ class DistillationScore:
 
     $$ \frac{1}{\sum_b \lvert V_b \rvert} \sum_b \sum_{t \in V_b} \frac{1}{D} \lVert W z_t - y_t \rVert_1 $$
 
-    That is the loss of [`LightHubertForPreTraining`] on unmasked audio, over all batches.
+    That is the loss of `LightHubertForPreTraining` on unmasked audio, over all batches.
 
     Args:
         model: the supernet with its prediction head.
         batches: `{"input_values": (B, samples), "attention_mask": (B, samples) or None}`, any number.
-        targets: computes what to predict for a batch, `(B, frames, target_size)`; see [`teacher_targets`].
+        targets: computes what to predict for a batch, `(B, frames, target_size)`; see `teacher_targets`.
         memory_limit: bytes of features and targets to keep in memory, on the model's device.
         cache_folder: where to keep what does not fit, in a temporary folder that is deleted with the score.
         disk_limit: bytes to keep there at most.
@@ -98,7 +98,7 @@ class DistillationScore:
         return f"{self.num_clips} clips, {self.seconds:.2f} s, mean predictor {self.predicting_the_mean:.4g}"
 
     def as_score(self) -> Score:
-        """For [`lighthubert_hf.search.run.search`]."""
+        """For `lighthubert_hf.search.run.search`."""
         return Score(self, "loss", fingerprint=self.fingerprint)
 
     @torch.inference_mode()
@@ -133,7 +133,7 @@ def distillation_score(
         max_examples: clips to use; all if not given.
         batch_seconds, crop_seconds: seconds of a batch, padding included, and of a clip at most.
         objective: how targets are made of the teacher's layers.
-        cache_options: `memory_limit`, `cache_folder`, `disk_limit`, `progress` of [`DistillationScore`].
+        cache_options: `memory_limit`, `cache_folder`, `disk_limit`, `progress` of `DistillationScore`.
     """
     if isinstance(teacher, str):
         teacher = load_encoder(TeacherSection(path=teacher))

@@ -37,7 +37,7 @@ def transcribe(
 
     Args:
         decode: Turns the log-probabilities `(frames, tokens)` of one utterance into text, such as a
-            [`BeamSearch`]; `None`: greedy.
+            `BeamSearch`; `None`: greedy.
     """
     model.eval()
     texts = [""] * len(examples)

@@ -28,7 +28,7 @@ def build_model(
 
     Args:
         settings: What to load, or the architecture to fill with random weights.
-        auto_class: [`~transformers.AutoModelForCTC`] or another.
+        auto_class: `transformers.AutoModelForCTC` or another.
         config_changes: Fields of the config to set: labels, SpecAugment.
         keep_head: Load the head as well; without it the head is new.
 

@@ -105,7 +105,7 @@ class FreezingSection(Section):
 
 
 class SpecAugmentSection(Section):
-    """Masks on the features in training, see [`~transformers.HubertConfig`]. Spans are clamped to short clips."""
+    """Masks on the features in training, see `transformers.HubertConfig`. Spans are clamped to short clips."""
 
     mask_time_prob: Probability = 0.05
     mask_time_length: PositiveInt = 10

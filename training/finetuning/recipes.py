@@ -25,7 +25,7 @@ class _AnyKind(Section):
 
 
 def load_finetuning_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> FineTuningRecipe:
-    """Read a recipe of fine-tuning, see [`load_recipe`]; its key `task` (default: ctc) says what else is in it."""
+    """Read a recipe of fine-tuning, see `load_recipe`; its key `task` (default: ctc) says what else is in it."""
     task = load_recipe(path_or_name, overrides, _AnyKind).task
     if task not in KINDS:
         raise ValueError(f"recipe key 'task' must be one of {', '.join(KINDS)}, got {task!r}")

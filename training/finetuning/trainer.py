@@ -55,7 +55,7 @@ class SpeechTrainer(Trainer):
         schedule: Learning rate over the steps.
         eval_batch_seconds: Audio per evaluation batch, padding included.
         head_lr: Learning rate of the head; `None`: that of all.
-        others: As in [`~transformers.Trainer`]; evaluation sets are lists of [`SpeechExample`].
+        others: As in `transformers.Trainer`; evaluation sets are lists of `SpeechExample`.
     """
 
     def __init__(

@@ -56,9 +56,9 @@ def evaluate_model(
     Tasks that were finished earlier in `output`, with the same model, data and settings, are not done again.
 
     Args:
-        model: Folder or Hub id, a live model, or an [`Upstream`].
+        model: Folder or Hub id, a live model, or an `Upstream`.
         tasks: Names, or "all".
-        data: Where the tasks' data are: what [`load_data`] gives, or overrides for it such as `["ks=FOLDER"]`.
+        data: Where the tasks' data are: what `load_data` gives, or overrides for it such as `["ks=FOLDER"]`.
         output: Folder for the results.
         settings: How; by default SUPERB's rates and steps.
         revision: Of a model on the Hub.

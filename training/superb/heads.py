@@ -70,7 +70,7 @@ class RecurrentRecogniser(nn.Module):
 class XVector(nn.Module):
     """Speaker embeddings (Snyder et al., 2018): linear, five TDNN layers, mean and deviation over frames, two linears.
 
-    `forward` gives the cosines with the training speakers' vectors, [`embed`] what trials are scored by. Recordings
+    `forward` gives the cosines with the training speakers' vectors, `embed` what trials are scored by. Recordings
     shorter than the TDNN's context are padded with their last frame.
     """
 

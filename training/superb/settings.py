@@ -174,7 +174,7 @@ def load_data(overrides: Sequence[str] = ()) -> SuperbData:
 
     Args:
         overrides: `ks=FOLDER_OR_ID` (splits and columns called as in docs/evaluation.md), or `ks.KEY=VALUE` for one
-            key of a [`TaskData`], such as `ks.test=validation` or `ks.columns.label=keyword`.
+            key of a `TaskData`, such as `ks.test=validation` or `ks.columns.label=keyword`.
 
     Raises:
         ValueError: An unknown task or key, or a wrong value; the message is one line.
