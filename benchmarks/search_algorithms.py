@@ -17,22 +17,23 @@ from contenders import markdown
 
 from lighthubert_hf import LightHubertForPreTraining
 from lighthubert_hf.search.run import EVOLUTIONARY, RANDOM, search
-from lighthubert_hf.training.audio.streaming import AudioSource
+from lighthubert_hf.training.audio.sources import AudioSource
+from lighthubert_hf.training.distillation.recipe import DistillationRecipe
 from lighthubert_hf.training.distillation.scoring import DistillationScore, distillation_score
-from lighthubert_hf.training.distillation.teacher import load_encoder
-from lighthubert_hf.training.recipe import Recipe, parse_recipe
+from lighthubert_hf.training.distillation.teacher import load_teacher
+from lighthubert_hf.training.recipes.loading import parse_recipe
 
 
-def score_of(run: Path, recipe: Recipe, max_examples: int) -> DistillationScore:
+def score_of(run: Path, recipe: DistillationRecipe, max_examples: int) -> DistillationScore:
     """The distillation loss on the run's validation audio, by its own teacher."""
     model = LightHubertForPreTraining.from_pretrained(run / "final")
-    teacher = load_encoder(recipe.teacher, recipe.seed)
+    teacher = load_teacher(recipe.teacher, recipe.seed)
     return distillation_score(
         model, teacher, _validation(run, recipe), max_examples=max_examples, objective=recipe.objective
     )
 
 
-def _validation(run: Path, recipe: Recipe) -> list[AudioSource]:
+def _validation(run: Path, recipe: DistillationRecipe) -> list[AudioSource]:
     """What the run was validated on, else the validation split of what it was trained on."""
     if recipe.validation and recipe.validation.sources:
         return [AudioSource(**source.model_dump()) for source in recipe.validation.sources]
@@ -48,7 +49,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--max-examples", type=int, default=50)
     options = parser.parse_args()
-    recipe = parse_recipe(yaml.safe_load((options.run / "recipe.yaml").read_text(encoding="utf-8")))
+    recipe = parse_recipe(
+        DistillationRecipe, yaml.safe_load((options.run / "recipe.yaml").read_text(encoding="utf-8"))
+    )
     score = score_of(options.run, recipe, options.max_examples)
     print(f"{score.fingerprint}; the largest subnet scores {score(score.model.search_space.largest()):.4g}")
     rows = []

@@ -34,12 +34,13 @@ from lighthubert_hf import SearchSpace
 from lighthubert_hf.costs.measuring import matmul_contender, stopwatch, synchronize
 from lighthubert_hf.training.distillation.cost import count_cost
 from lighthubert_hf.training.distillation.objectives import make_objective
+from lighthubert_hf.training.distillation.recipe import DistillationRecipe
 from lighthubert_hf.training.distillation.run import make_optimizer
-from lighthubert_hf.training.distillation.sampler import SubnetSampler
+from lighthubert_hf.training.distillation.sampler import StepSubnets
 from lighthubert_hf.training.distillation.step import DistillationModel, TrainingStep
 from lighthubert_hf.training.distillation.student import build_student
 from lighthubert_hf.training.distillation.teacher import Teacher
-from lighthubert_hf.training.recipe import Recipe, load_recipe
+from lighthubert_hf.training.recipes.loading import load_recipe
 
 SAMPLING_RATE = 16_000
 OURS = "ours"
@@ -104,15 +105,15 @@ class TimedTeacher:
         return output
 
 
-def recipe_of(stage: str, options) -> Recipe:
+def recipe_of(stage: str, options) -> DistillationRecipe:
     changes = ["teacher.path=null", "teacher.random_config={}", "teacher.dtype=float32", "student.init=random"]
     changes += [f"student.config={json.dumps(NO_DROPOUT | {'layerdrop': 0.0, 'feat_extract_norm': 'layer'})}"]
     changes += [f"training.steps={options.rounds + 1}", f"data.batch_seconds={options.batch * options.seconds}"]
     changes += [f"data.crop_seconds={options.seconds}", f"training.mixed_precision={options.precision}"]
-    return load_recipe(STAGES[stage], [*changes, "training.accumulation=1", "validation=null"])
+    return load_recipe(DistillationRecipe, STAGES[stage], [*changes, "training.accumulation=1", "validation=null"])
 
 
-def students(stage: str, recipe: Recipe, encoder: HubertModel, options) -> dict[str, nn.Module]:
+def students(stage: str, recipe: DistillationRecipe, encoder: HubertModel, options) -> dict[str, nn.Module]:
     found = {OURS: build_student(recipe.student, encoder, 0)}
     shape = {}
     if stage == "stage 2, random":
@@ -131,7 +132,9 @@ def students(stage: str, recipe: Recipe, encoder: HubertModel, options) -> dict[
     return found
 
 
-def contender(name: str, student: nn.Module, encoder: HubertModel, recipe: Recipe, accelerator: Accelerator):
+def contender(
+    name: str, student: nn.Module, encoder: HubertModel, recipe: DistillationRecipe, accelerator: Accelerator
+):
     objective = make_objective(recipe.objective, encoder.config, student.config)
     # The others' bf16 is torch's autocast, and so is ours; the teacher, which is nobody's student, has its own dtype.
     teacher = TimedTeacher(Teacher(encoder, objective.request, as_it_is=name != OURS), accelerator.device)
@@ -150,7 +153,7 @@ def run_stage(stage: str, options) -> dict:
     pupils = students(stage, recipe, encoder, options)
     encoder.to(device, dtype)
     runs = {name: contender(name, student, encoder, recipe, accelerator) for name, student in pupils.items()}
-    sampler = SubnetSampler(pupils[OURS].search_space, recipe.sampler, 0)
+    sampler = StepSubnets(pupils[OURS].search_space, recipe.sampler, 0)
     audio = torch.randn(options.batch, round(options.seconds * SAMPLING_RATE))
     batch = {"input_values": audio, "attention_mask": torch.ones_like(audio, dtype=torch.long)}
     batch["ids"] = [str(row) for row in range(options.batch)]

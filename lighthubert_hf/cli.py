@@ -62,7 +62,8 @@ def demo(
     fresh: Annotated[bool, typer.Option(help="Delete an earlier demo in OUTPUT and start over.")] = False,
 ) -> None:
     """The whole job, small and offline: speech, teacher, supernet, search, models, table. Continues if interrupted."""
-    from .training.demo.run import DemoSettings, run_demo
+    from .training.demo.run import run_demo
+    from .training.demo.settings import DemoSettings
 
     make = DemoSettings.tiny if tiny else DemoSettings
     settings = make(teacher=teacher, dataset=dataset, text_column=text_column or None)
@@ -76,10 +77,11 @@ def distill(
 ) -> None:
     """One stage of distillation; goes on from its latest checkpoint. Use `accelerate launch -m lighthubert_hf.cli
     distill …` for several processes or nodes."""
+    from .training.distillation.recipe import DistillationRecipe
     from .training.distillation.run import distill
-    from .training.recipe import load_recipe
+    from .training.recipes.loading import load_recipe
 
-    final = distill(load_recipe(recipe, overrides or []))
+    final = distill(load_recipe(DistillationRecipe, recipe, overrides or []))
     if int(os.environ.get("RANK", "0")) == 0:
         typer.echo(str(final))
 
@@ -93,11 +95,12 @@ def finetune(
 ) -> None:
     """Train a recogniser, classifier, speaker verifier or diariser (the recipe's `task`) on a subnet, a supernet's
     subnet or a plain HuBERT."""
-    from .training.finetuning.recipes import load_finetuning_recipe
+    from .training.finetuning.recipe import FineTuningRecipe
     from .training.finetuning.results import describe
     from .training.finetuning.run import finetune
+    from .training.recipes.loading import load_recipe
 
-    result = finetune(load_finetuning_recipe(recipe, overrides or []), resume=resume)
+    result = finetune(load_recipe(FineTuningRecipe, recipe, overrides or []), resume=resume)
     _answer(result, as_json, describe(result))
 
 
@@ -130,7 +133,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Judge a frozen model on the tasks of SUPERB, by a small head each. Interrupted, it goes on where it was."""
-    from .training.recipe import parse_recipe
+    from .training.recipes.loading import parse_recipe
     from .training.superb import report, tiny
     from .training.superb.harness import evaluate_model
     from .training.superb.registry import parse_tasks
@@ -151,7 +154,7 @@ def evaluate(
         "cache_gigabytes": cache_gigabytes,
         "seed": seed,
     }
-    settings, chosen = parse_recipe(settings, EvaluationSettings), parse_tasks(tasks)
+    settings, chosen = parse_recipe(EvaluationSettings, settings), parse_tasks(tasks)
     table = None if synthetic else load_data(data or [])
     upstream = load_upstream(model, revision=revision, subnet=subnet)
     if update_card:
@@ -285,7 +288,7 @@ def _distillation_score(model: Any, teacher: str | None, data: str | None, split
         raise ValueError(
             "the distillation score needs a supernet saved with its distillation head; use --score instead"
         )
-    from .training.audio.streaming import AudioSource
+    from .training.audio.sources import AudioSource
     from .training.distillation.scoring import distillation_score
 
     return distillation_score(model, teacher, [AudioSource(data, split=split)], max_examples=max_examples).as_score()

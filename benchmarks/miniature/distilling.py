@@ -13,21 +13,17 @@ from settings import Setting
 from lighthubert_hf import LightHubertForPreTraining, Subnet
 from lighthubert_hf.conversion.importance import rearrangements
 from lighthubert_hf.costs.profiling import count_parameters
-from lighthubert_hf.training.audio.streaming import AudioSource
+from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.demo.teacher import train_tiny_teacher
 from lighthubert_hf.training.distillation.cost import count_cost
+from lighthubert_hf.training.distillation.objectives.lighthubert import LightHubertObjectiveSection
 from lighthubert_hf.training.distillation.progress import read_log
+from lighthubert_hf.training.distillation.recipe import DistillationRecipe, StudentSection, TeacherSection
 from lighthubert_hf.training.distillation.run import distill
 from lighthubert_hf.training.distillation.scoring import DistillationScore, distillation_score
 from lighthubert_hf.training.distillation.student import build_student
-from lighthubert_hf.training.distillation.teacher import load_encoder
-from lighthubert_hf.training.recipe import (
-    LightHubertObjectiveSection,
-    Recipe,
-    StudentSection,
-    TeacherSection,
-    parse_recipe,
-)
+from lighthubert_hf.training.distillation.teacher import load_teacher
+from lighthubert_hf.training.recipes.loading import parse_recipe
 from lighthubert_hf.training.synthetic.speech import synthesise_corpus
 from lighthubert_hf.training.synthetic.tasks import synthesise_task
 
@@ -198,7 +194,7 @@ def _new(shop: Workshop, part: str, like: dict[str, Any]) -> dict[str, Any]:
     """A student of the shape `like` with the teacher's front end and random weights otherwise, saved as a folder."""
     folder = shop.folder(f"{part}-start")
     if not folder.exists():
-        encoder = load_encoder(TeacherSection(path=str(shop.teacher)))
+        encoder = load_teacher(TeacherSection(path=str(shop.teacher)))
         random_start = StudentSection(**like | {"init": "random", "freeze_feature_encoder": False})
         student = build_student(random_start, encoder, shop.seed)
         student.lighthubert.feature_extractor.load_state_dict(encoder.feature_extractor.state_dict())
@@ -216,10 +212,11 @@ def _save(model: LightHubertForPreTraining, folder: Path) -> None:
     partial.replace(folder)
 
 
-def _recipe(shop: Workshop, name: str, student: dict, sampler: dict, steps: int) -> Recipe:
+def _recipe(shop: Workshop, name: str, student: dict, sampler: dict, steps: int) -> DistillationRecipe:
     setting = shop.setting
     every = max(1, steps // setting.curve_points)
     return parse_recipe(
+        DistillationRecipe,
         {
             "name": name,
             "output_dir": str(shop.folder(name)),
@@ -247,7 +244,7 @@ def _recipe(shop: Workshop, name: str, student: dict, sampler: dict, steps: int)
             "training": {"steps": steps},
             "checkpoint": {"every": max(1, steps // 3), "keep": 1},
             "logging": {"every": every},
-        }
+        },
     )
 
 
@@ -275,7 +272,7 @@ def _run(
     }
 
 
-def _flop_per_second(shop: Workshop, recipe: Recipe, like: dict[str, Any] | None = None) -> float:
+def _flop_per_second(shop: Workshop, recipe: DistillationRecipe, like: dict[str, Any] | None = None) -> float:
     """Counted FLOP per second of audio. The weights do not matter, so a student that goes on from a folder is counted
     as a new one of its shape."""
     student = StudentSection(**(like or _supernet(shop)))

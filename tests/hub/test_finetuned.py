@@ -5,7 +5,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCTC, AutoProcessor
 
 from lighthubert_hf import LightHubertForCTC
-from lighthubert_hf.training.finetuning.ctc_recipe import CtcRecipe
+from lighthubert_hf.training.finetuning.recipe import CtcRecipe
 from lighthubert_hf.training.finetuning.run import finetune
 from lighthubert_hf.training.synthetic.speech import synthesise_corpus
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from .decoding import SAMPLING_RATE
-from .sources import random_generator
-from .streaming import AudioSource, AudioStream, State
+from .sources import AudioSource, random_generator
+from .streaming import AudioStream, State
 
 Batch = dict[str, Any]
 _PREFETCHED_BATCHES = 2

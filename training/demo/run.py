@@ -18,74 +18,16 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lighthubert_hf.training.distillation.recipe import DistillationRecipe
+
 from .report import write_report
+from .settings import NUM_TARGET_LAYERS, SPACE, SUPERNET, DemoSettings
 
 SETTINGS_FILE = "settings.json"
-NUM_TARGET_LAYERS = 3  # of the demo teacher's 4: two thirds, as 8 of 12 in the paper
-SPACE = {
-    "hidden_size": [64, 96, 128],
-    "num_attention_heads": [1, 2],
-    "ffn_ratio": [2, 3, 4],
-    "num_hidden_layers": [3, 4],
-}
-SUPERNET = {
-    "hidden_size": 128,
-    "num_attention_heads": 2,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "head_dim": 64,
-    "conv_dim": [64] * 7,
-    "feat_extract_norm": "layer",
-    "do_stable_layer_norm": False,
-    "num_conv_pos_embeddings": 32,
-    "num_conv_pos_embedding_groups": 8,
-    "hidden_dropout": 0.0,
-    "activation_dropout": 0.0,
-}
-
-
-@dataclass(frozen=True)
-class DemoSettings:
-    """Sizes of every part. The defaults take at most 12 minutes on 2 cores; `tiny` only shows that the parts meet."""
-
-    teacher: str | None = None
-    dataset: str | None = None
-    text_column: str | None = "text"
-    corpus_minutes: float = 80.0
-    held_out_minutes: float = 3.0
-    teacher_steps: int = 220
-    teacher_ctc_steps: int = 450
-    stage1_steps: int = 250
-    stage2_steps: int = 450
-    batch_seconds: float = 32.0
-    search_trials: int = 100
-    random_subnets: int = 8
-    labelled_minutes: float = 10.0
-    ctc_steps: int = 200
-    seed: int = 0
-
-    @classmethod
-    def tiny(cls, **changes) -> "DemoSettings":
-        return replace(
-            cls(
-                corpus_minutes=1.0,
-                held_out_minutes=0.2,
-                teacher_steps=2,
-                teacher_ctc_steps=2,
-                stage1_steps=2,
-                stage2_steps=2,
-                batch_seconds=10.0,
-                search_trials=12,
-                random_subnets=2,
-                labelled_minutes=0.3,
-                ctc_steps=2,
-            ),
-            **changes,
-        )
 
 
 def run_demo(
@@ -196,7 +138,7 @@ def _teacher(folder: Path, settings: DemoSettings, speech: dict[str, Any]) -> tu
 def _distil(folder: Path, settings: DemoSettings, speech: dict[str, Any], teacher: str, stage: str) -> str:
     """Run one stage, or what is left of it; the folder of the supernet it leaves."""
     from lighthubert_hf.training.distillation.run import distill
-    from lighthubert_hf.training.recipe import parse_recipe
+    from lighthubert_hf.training.recipes.loading import parse_recipe
 
     first = stage == "stage1"
     steps = settings.stage1_steps if first else settings.stage2_steps
@@ -225,7 +167,7 @@ def _distil(folder: Path, settings: DemoSettings, speech: dict[str, Any], teache
         "checkpoint": {"every": max(steps // 4, 1), "keep": 1},
         "logging": {"every": 50},
     }
-    return str(distill(parse_recipe(recipe)))
+    return str(distill(parse_recipe(DistillationRecipe, recipe)))
 
 
 def _recognition(folder: Path, settings: DemoSettings, speech: dict[str, Any], name: str) -> dict[str, float | None]:
@@ -252,7 +194,7 @@ def _character_error_rate(folder: Path, settings: DemoSettings, train, held_out,
 
 
 def _ctc_recipe(output: Path, model: Path, settings: DemoSettings, train, held_out, kind: str):
-    from lighthubert_hf.training.finetuning.ctc_recipe import CtcRecipe
+    from lighthubert_hf.training.finetuning.recipe import CtcRecipe
 
     if kind == "distilled":  # what was learnt is left alone until the head can read it
         freezing = {"freeze": "feature_encoder", "head_only_steps": settings.ctc_steps * 2 // 5}

@@ -8,11 +8,11 @@ from typing import Any
 from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, SearchSpace, Subnet
 from lighthubert_hf.costs.measuring import alternate
 from lighthubert_hf.costs.profiling import count_macs, count_parameters
-from lighthubert_hf.training.audio.streaming import AudioSource
+from lighthubert_hf.training.audio.sources import AudioSource
+from lighthubert_hf.training.distillation.objectives.lighthubert import LightHubertObjectiveSection
 from lighthubert_hf.training.distillation.scoring import DistillationScore, distillation_score
-from lighthubert_hf.training.recipe import LightHubertObjectiveSection
 
-from .run import NUM_TARGET_LAYERS, DemoSettings
+from .settings import NUM_TARGET_LAYERS, DemoSettings
 
 SHARES = {"small": 0.35, "medium": 0.6, "large": 0.85}  # of the largest subnet's parameters
 LATENCY_SECONDS = 5.0

@@ -20,10 +20,10 @@ from transformers import HubertConfig, HubertForCTC, Wav2Vec2Processor
 
 from lighthubert_hf.training.audio.batching import Batch, training_loader, validation_loader
 from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
-from lighthubert_hf.training.audio.streaming import AudioSource
-from lighthubert_hf.training.finetuning.ctc_data import build_processor, characters
-from lighthubert_hf.training.finetuning.ctc_decoding import greedy_ids, transcriptions
-from lighthubert_hf.training.running.memory import trim_every_so_often
+from lighthubert_hf.training.audio.sources import AudioSource
+from lighthubert_hf.training.finetuning.decoding import greedy_ids, transcriptions
+from lighthubert_hf.training.finetuning.processors import build_processor, characters
+from lighthubert_hf.training.runs.memory import trim_every_so_often
 
 MANIFEST = "tiny_teacher.json"
 NUM_CLUSTERS = 100

@@ -36,9 +36,7 @@ from transformers.utils import logging as transformers_logging
 from lighthubert_hf import LightHubertForPreTraining
 from lighthubert_hf.hub.card import CardFacts
 from lighthubert_hf.hub.folder import complete_folder
-
-MARKER = "complete.json"
-_PARTIAL = ".partial"
+from lighthubert_hf.training.runs.checkpoints import MARKER, fresh_partial
 
 
 @dataclass
@@ -72,7 +70,7 @@ class TrainingState:
 
 def save_model(folder: Path, student: LightHubertForPreTraining, card: CardFacts) -> None:
     """The model with all that belongs to a model folder (feature extractor, card), complete or not at all."""
-    partial = _fresh_partial(folder)
+    partial = fresh_partial(folder)
     with _without_progress_bars():  # they would tear the training's own line
         student.save_pretrained(partial)
     complete_folder(partial, card)
@@ -81,7 +79,7 @@ def save_model(folder: Path, student: LightHubertForPreTraining, card: CardFacts
 
 def save_checkpoint(folder: Path, student: LightHubertForPreTraining, state: TrainingState, card: CardFacts) -> None:
     """Write one checkpoint (see the module's drawing), complete or not at all. By the main process only."""
-    partial = _fresh_partial(folder)
+    partial = fresh_partial(folder)
     save_model(partial / "pretrained_model", student, card)
     place = partial / "training_state"
     place.mkdir()
@@ -105,42 +103,6 @@ def load_training_state(folder: Path) -> TrainingState:
         optimizer=load_file(place / "optimizer.safetensors"),
         objective=load_file(place / "objective.safetensors"),
     )
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether every file that the save wrote is there in full length."""
-    marker = folder / MARKER
-    if not marker.is_file():
-        return False
-    sizes = json.loads(marker.read_text(encoding="utf-8"))
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
-
-
-def checkpoint_folder(checkpoints: Path, step: int) -> Path:
-    return checkpoints / f"step-{step:08d}"
-
-
-def latest_checkpoint(checkpoints: Path) -> Path | None:
-    """The complete checkpoint of the highest step."""
-    complete = [folder for folder in checkpoints.glob("step-*") if is_complete(folder)]
-    return max(complete, default=None, key=lambda folder: folder.name)
-
-
-def remove_partial(output_dir: Path) -> None:
-    """Clear away what killed saves left behind."""
-    for folder in [*output_dir.glob(f".*{_PARTIAL}"), *output_dir.glob(f"checkpoints/.*{_PARTIAL}")]:
-        shutil.rmtree(folder)
-
-
-def rotate(checkpoints: Path, keep: int, in_use: Path | None = None) -> None:
-    """Delete all but the newest `keep` complete checkpoints, and not the one that is being uploaded."""
-    complete = sorted(folder for folder in checkpoints.glob("step-*") if is_complete(folder))
-    for folder in complete[:-keep]:
-        if folder != in_use:
-            # Renamed first: a kill in the middle must not leave something that looks like a checkpoint.
-            doomed = folder.with_name(f".{folder.name}{_PARTIAL}")
-            os.replace(folder, doomed)
-            shutil.rmtree(doomed)
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:
@@ -178,14 +140,6 @@ def _without_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-def _fresh_partial(folder: Path) -> Path:
-    partial = folder.with_name(f".{folder.name}{_PARTIAL}")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    return partial
 
 
 def _owned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

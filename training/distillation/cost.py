@@ -14,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, HubertConfig, PreTrainedConfig
 
 from lighthubert_hf import LightHubertForPreTraining, Subnet
-from lighthubert_hf.training.recipe import Recipe, TeacherSection, load_recipe
+from lighthubert_hf.training.recipes.loading import load_recipe
 
-from .sampler import SubnetSampler
+from .recipe import DistillationRecipe, TeacherSection
+from .sampler import StepSubnets
 from .step import SAMPLING_RATE
 from .student import fresh_config
 
@@ -25,7 +26,7 @@ _STEPS = 12  # looked at, over the whole run
 
 
 @dataclass(frozen=True)
-class Cost:
+class TrainingCost:
     """Counted work of one process's step, per second of audio.
 
     Args:
@@ -43,7 +44,7 @@ class Cost:
         return self.teacher + self.front_end + self.encoder
 
 
-def count_cost(recipe: Recipe) -> Cost:
+def count_cost(recipe: DistillationRecipe) -> TrainingCost:
     """Count a recipe whose student is new (`init: teacher` or `random`); a backward pass is twice a forward one.
 
     Heads of objectives other than `lighthubert` are left out: they are small.
@@ -65,14 +66,14 @@ def count_cost(recipe: Recipe) -> Cost:
     teacher_flop = passes * _flop(lambda: teacher(audio))
     front_end = _flop(lambda: student.lighthubert.extract_features(audio))
     features = student.lighthubert.extract_features(audio)
-    sampler = SubnetSampler(student.search_space, recipe.sampler, recipe.seed) if student.search_space else None
+    sampler = StepSubnets(student.search_space, recipe.sampler, recipe.seed) if student.search_space else None
     total = 0.0
     steps = range(0, recipe.training.steps, max(recipe.training.steps // _STEPS, 1))
     for step in steps:
         for subnet in sampler.subnets(step) if sampler else (None,):
             total += _flop(lambda: _encode(student, features, subnet))  # noqa: B023 (called at once)
     front_end = 0 if recipe.student.freeze_feature_encoder else 3 * front_end
-    return Cost(teacher_flop / _SECONDS, front_end / _SECONDS, 3 * total / len(steps) / _SECONDS)
+    return TrainingCost(teacher_flop / _SECONDS, front_end / _SECONDS, 3 * total / len(steps) / _SECONDS)
 
 
 def _encode(student: LightHubertForPreTraining, features: torch.Tensor, subnet: Subnet | None) -> None:
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--tflops", type=float, help="sustained TFLOP/s per process, for an estimate of its hours")
     arguments = parser.parse_intermixed_args()
     try:
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        recipe = load_recipe(DistillationRecipe, arguments.recipe, arguments.overrides)
         cost = count_cost(recipe)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{' '.join(str(error).split())}\n")

@@ -9,8 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from lighthubert_hf.training.recipe import Recipe
-
+from .recipe import DistillationRecipe
 from .step import StepResult
 
 
@@ -24,7 +23,12 @@ class TrainingLog:
     """
 
     def __init__(
-        self, recipe: Recipe, accelerator: Accelerator, start: int, pending_losses: list[float], show_progress: bool
+        self,
+        recipe: DistillationRecipe,
+        accelerator: Accelerator,
+        start: int,
+        pending_losses: list[float],
+        show_progress: bool,
     ):
         """`start`: steps done; `pending_losses`: those of the last of them, not yet in a line."""
         self.recipe, self.accelerator = recipe, accelerator

@@ -21,38 +21,36 @@ from lighthubert_hf import LightHubertForPreTraining, Subnet
 from lighthubert_hf.hub.card import CardFacts, teacher_license
 from lighthubert_hf.hub.folder import load_facts
 from lighthubert_hf.training.audio.batching import AudioLoader, Batch, training_loader, validation_loader
-from lighthubert_hf.training.audio.streaming import AudioSource
-from lighthubert_hf.training.recipe import Recipe
-from lighthubert_hf.training.running.hub_upload import HubUploader
-from lighthubert_hf.training.running.memory import trim_every_so_often
-from lighthubert_hf.training.running.run_folder import check_processes, claim_folder
-from lighthubert_hf.training.running.schedule import make_scheduler
-from lighthubert_hf.training.running.termination import Termination
+from lighthubert_hf.training.audio.sources import AudioSource
+from lighthubert_hf.training.runs.checkpoints import checkpoint_folder, latest_checkpoint, rotate
+from lighthubert_hf.training.runs.hub_upload import HubUploader
+from lighthubert_hf.training.runs.memory import trim_every_so_often
+from lighthubert_hf.training.runs.run_folder import check_processes, claim_folder
+from lighthubert_hf.training.runs.schedule import make_scheduler
+from lighthubert_hf.training.runs.stopping import Termination
 
 from .checkpoint import (
     TrainingState,
-    checkpoint_folder,
     flatten_optimizer,
-    latest_checkpoint,
     load_training_state,
     restore_optimizer,
-    rotate,
     save_checkpoint,
     save_model,
 )
 from .gradients import broadcast_parameters
 from .objectives import make_objective
 from .progress import TrainingLog
-from .sampler import SubnetSampler
+from .recipe import DistillationRecipe
+from .sampler import StepSubnets
 from .step import DistillationModel, StepResult, TrainingStep
 from .student import build_student
-from .teacher import DTYPES, Teacher, load_encoder
+from .teacher import DTYPES, Teacher, load_teacher
 from .validation import evaluate, validation_subnets
 
 logger = logging.getLogger(__name__)
 
 
-def distill(recipe: Recipe, *, show_progress: bool = True) -> Path:
+def distill(recipe: DistillationRecipe, *, show_progress: bool = True) -> Path:
     """Run one stage of distillation to its end, from its latest checkpoint if there is one.
 
     Called by every process of `accelerate launch`. Weights, losses and logs of a run that was killed and called again
@@ -88,7 +86,7 @@ def distill(recipe: Recipe, *, show_progress: bool = True) -> Path:
 class _Run:
     """One life of a run: from the start or a checkpoint to the end or a SIGTERM."""
 
-    def __init__(self, recipe: Recipe, accelerator: Accelerator, show_progress: bool):
+    def __init__(self, recipe: DistillationRecipe, accelerator: Accelerator, show_progress: bool):
         self.recipe, self.accelerator = recipe, accelerator
         self.checkpoints = Path(recipe.output_dir) / "checkpoints"
         resumed = self._resumed_from()
@@ -124,7 +122,7 @@ class _Run:
     def _build(self, resumed: Path | None) -> None:
         recipe, device = self.recipe, self.accelerator.device
         # In full precision as long as the student copies it.
-        encoder = load_encoder(recipe.teacher.model_copy(update={"dtype": "float32"}), recipe.seed)
+        encoder = load_teacher(recipe.teacher.model_copy(update={"dtype": "float32"}), recipe.seed)
         if resumed:
             student = LightHubertForPreTraining.from_pretrained(resumed / "pretrained_model", dtype=torch.float32)
             if recipe.student.freeze_feature_encoder:
@@ -176,7 +174,7 @@ class _Run:
         """Run the steps that are left; whether SIGTERM cut them short (a checkpoint is written then)."""
         recipe, state = self.recipe, self.state
         space = self.model.student.search_space
-        sampler = SubnetSampler(space, recipe.sampler, recipe.seed) if space else None
+        sampler = StepSubnets(space, recipe.sampler, recipe.seed) if space else None
         batches = iter(self.loader)
         data_state = state.data[self.accelerator.process_index] if state.data else {}
         while state.step < recipe.training.steps:
@@ -259,7 +257,7 @@ class _Run:
         return final
 
 
-def make_optimizer(model: DistillationModel, recipe: Recipe) -> tuple[torch.optim.AdamW, list[str]]:
+def make_optimizer(model: DistillationModel, recipe: DistillationRecipe) -> tuple[torch.optim.AdamW, list[str]]:
     """AdamW over what is trained, and the parameters' names in its order; matrices are decayed, vectors are not."""
     named = [
         *((f"student.{name}", parameter) for name, parameter in model.student.named_parameters()),
@@ -282,7 +280,7 @@ def make_optimizer(model: DistillationModel, recipe: Recipe) -> tuple[torch.opti
     return optimizer, [name for name, _ in [*decayed, *others]]
 
 
-def _accelerator(recipe: Recipe) -> Accelerator:
+def _accelerator(recipe: DistillationRecipe) -> Accelerator:
     available = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
     for tracker in recipe.logging.trackers:
         if not available[tracker]():
@@ -297,7 +295,7 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     )
 
 
-def _sources(recipe: Recipe, accelerator: Accelerator) -> tuple[list[AudioSource], list[AudioSource]]:
+def _sources(recipe: DistillationRecipe, accelerator: Accelerator) -> tuple[list[AudioSource], list[AudioSource]]:
     """Training and validation sources; synthetic speech is made here if asked for."""
     validation = [AudioSource(**s.model_dump()) for s in recipe.validation.sources] if recipe.validation else []
     if recipe.data.synthetic_minutes is None:

@@ -4,12 +4,13 @@ import random
 from dataclasses import replace
 
 from lighthubert_hf.model.search_space import SearchSpace, Subnet
-from lighthubert_hf.training.recipe import PhaseSection, SamplerSection
+
+from .recipe import PhaseSection, SamplerSection
 
 KNOBS = ("ffn_ratio", "num_attention_heads", "hidden_size", "num_hidden_layers")
 
 
-class SubnetSampler:
+class StepSubnets:
     """Draws the subnets of each step.
 
     - `largest`: the largest subnet (stage 1).

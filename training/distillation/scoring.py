@@ -17,11 +17,12 @@ from transformers import PreTrainedModel
 from lighthubert_hf import LightHubertForPreTraining, Subnet
 from lighthubert_hf.search.run import Score
 from lighthubert_hf.training.audio.batching import Batch, validation_loader
-from lighthubert_hf.training.audio.streaming import AudioSource
-from lighthubert_hf.training.recipe import LightHubertObjectiveSection, TeacherSection
+from lighthubert_hf.training.audio.sources import AudioSource
+from lighthubert_hf.training.distillation.objectives.lighthubert import LightHubertObjectiveSection
 
 from .objectives import LightHubertObjective
-from .teacher import Teacher, load_encoder
+from .recipe import TeacherSection
+from .teacher import Teacher, load_teacher
 
 SAMPLING_RATE = 16_000
 
@@ -136,7 +137,7 @@ def distillation_score(
         cache_options: `memory_limit`, `cache_folder`, `disk_limit`, `progress` of `DistillationScore`.
     """
     if isinstance(teacher, str):
-        teacher = load_encoder(TeacherSection(path=teacher))
+        teacher = load_teacher(TeacherSection(path=teacher))
     loader = validation_loader(
         list(sources), batch_seconds=batch_seconds, crop_seconds=crop_seconds, max_examples=max_examples
     )

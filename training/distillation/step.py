@@ -12,13 +12,14 @@ from accelerate.utils import set_seed
 
 from lighthubert_hf import LightHubertForPreTraining, Subnet
 from lighthubert_hf.training.audio.batching import Batch
-from lighthubert_hf.training.recipe import MaskingSection, Recipe
+from lighthubert_hf.training.distillation.objectives.base import TeacherOutput
 
 from .gradients import reduce_gradients, reduce_statistics
 from .masking import draw_time_mask
 from .objectives import FrameLoss, Objective
+from .recipe import DistillationRecipe, MaskingSection
 from .student import TEACHER_INIT
-from .teacher import Teacher, TeacherOutput
+from .teacher import Teacher
 
 SAMPLING_RATE = 16_000
 
@@ -157,7 +158,7 @@ class DistillationModel:
 class TrainingStep:
     """Runs optimiser steps. Its results depend on weights, batches, recipe and step number alone."""
 
-    def __init__(self, model: DistillationModel, optimizer, recipe: Recipe):
+    def __init__(self, model: DistillationModel, optimizer, recipe: DistillationRecipe):
         self.model, self.optimizer, self.recipe = model, optimizer, recipe
         self.accelerator = model.accelerator
         trained = [*model.student.parameters(), *model.objective.parameters()]

@@ -8,7 +8,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, SearchSpace, Subnet
-from lighthubert_hf.training.recipe import StudentSection
+
+from .recipe import StudentSection
 
 TEACHER_INIT = ("hubert", "wav2vec2")  # encoders whose weights LightHuBERT's layers can hold
 # What a new student takes from its teacher's config. Regularisation, masking and CTC settings are our own defaults.

@@ -1,7 +1,6 @@
 """The frozen teacher: any HuBERT, wav2vec2, WavLM or data2vec-audio model, and what is read from inside it."""
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -9,39 +8,15 @@ from torch.nn import functional as F
 from transformers import AutoModel, HubertConfig, HubertModel, PreTrainedModel
 
 from lighthubert_hf import LightHubertModel
-from lighthubert_hf.training.recipe import TeacherSection
+from lighthubert_hf.training.distillation.objectives.base import TeacherOutput, TeacherRequest
 
 from .own_form import own_form
+from .recipe import TeacherSection
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True)
-class TeacherRequest:
-    """What an objective wants to see of the teacher.
-
-    Args:
-        layer_results: Layers (0-based) whose FFN output, before dropout, residual and norm, is wanted.
-        hidden_states: Hidden states wanted; 0 is the input of the first layer, i the output of layer i (1-based).
-        masked: Whether the objective also wants the teacher to see masked features.
-    """
-
-    layer_results: tuple[int, ...] = ()
-    hidden_states: tuple[int, ...] = ()
-    masked: bool = False
-
-
-@dataclass
-class TeacherOutput:
-    """What was asked for, in the teacher's dtype: `(batch, frames, hidden_size)` by layer, and the convolutional
-    features, `(batch, frames, channels)`, after `Teacher.keep_front_end`."""
-
-    layer_results: dict[int, torch.Tensor] = field(default_factory=dict)
-    hidden_states: dict[int, torch.Tensor] = field(default_factory=dict)
-    front_end: torch.Tensor | None = None
-
-
-def load_encoder(settings: TeacherSection, seed: int = 0) -> PreTrainedModel:
+def load_teacher(settings: TeacherSection, seed: int = 0) -> PreTrainedModel:
     """The encoder that a recipe's section `teacher` names, in its dtype; task heads are left out.
 
     Raises:

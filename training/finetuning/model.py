@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from lighthubert_hf import LightHubertConfig  # from the package: that registers the Auto classes
 from lighthubert_hf.model.extraction import subnet_config
 from lighthubert_hf.model.search_space import SearchSpace, Subnet
-from lighthubert_hf.training.recipe import SubnetSection
+from lighthubert_hf.training.recipes.sections import SubnetSection
 
 from .recipe import FreezingSection, LoraSection, PretrainedSection
 

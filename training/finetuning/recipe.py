@@ -1,16 +1,17 @@
-"""What the recipes of all kinds of fine-tuning share."""
+"""The recipes of fine-tuning: what all kinds share, then what each kind adds."""
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic import model_validator as checked
 
-from lighthubert_hf.training.recipe import (
+from lighthubert_hf.training.recipes.sections import (
     CheckpointSection,
     HubSection,
     LoggingSection,
     OptimizerSection,
     Probability,
+    Recipe,
     ScheduleSection,
     Section,
     Share,
@@ -143,13 +144,11 @@ class FineTuningSection(Section):
         return self
 
 
-class FineTuningRecipe(Section):
+class FineTuningRecipe(Recipe):
     """What every kind has; a kind adds `task` and its `data`."""
 
-    name: str
-    description: str = ""
-    output_dir: str
-    seed: NonNegativeInt = 0
+    shipped_in = "finetuning"
+
     model: PretrainedSection
     data: LabelledDataSection
     freezing: FreezingSection = FreezingSection()
@@ -175,3 +174,124 @@ class FineTuningRecipe(Section):
                 f"training.evaluate_every ({every}), so that the best model is among the checkpoints"
             )
         return self
+
+    @classmethod
+    def variant(cls, data: dict[str, Any]) -> type[Section]:
+        """The key `task` (default: ctc) says what else is in a recipe."""
+        if cls is not FineTuningRecipe:
+            return cls
+        task = data.get("task", "ctc")
+        if task not in list(KINDS):
+            raise ValueError(f"recipe key 'task' must be one of {', '.join(KINDS)}, got {task!r}")
+        return KINDS[task]
+
+
+class TranscribedDataSection(LabelledDataSection):
+    """Speech with transcripts; every source names its `text_column`."""
+
+    synthetic_minutes: PositiveFloat | None = Field(
+        None, description="instead of sources and evaluation: minutes of synthetic speech, made at the start"
+    )
+    vocabulary: str | None = Field(
+        None,
+        description="folder or Hub id whose tokenizer to use (equal to model.path: its head is kept as well); "
+        "None: the characters of the transcripts",
+    )
+
+    @property
+    def synthetic(self) -> str | None:
+        return None if self.synthetic_minutes is None else "synthetic_minutes"
+
+
+class DecodingSection(Section):
+    """How the final scores are decoded: greedily, or by a prefix beam search with an optional KenLM."""
+
+    kind: Literal["greedy", "beam"] = "greedy"
+    beam_width: PositiveInt = 32
+    language_model: str | None = Field(None, description="a KenLM file, .arpa or binary")
+    language_model_weight: NonNegativeFloat = 0.5
+    word_bonus: float = 1.0
+
+    @checked(mode="after")
+    def _language_model_is_used(self):
+        if self.language_model is not None and self.kind == "greedy":
+            raise ValueError("decoding.language_model needs decoding.kind=beam")
+        return self
+
+
+class CtcRecipe(FineTuningRecipe):
+    """Fine-tuning of a speech recogniser with CTC."""
+
+    task: Literal["ctc"] = "ctc"
+    data: TranscribedDataSection
+    decoding: DecodingSection = DecodingSection()
+
+
+SyntheticTask = Literal["ks", "ic", "er", "sid", "asv", "sd"]
+
+
+class ClassifiedDataSection(LabelledDataSection):
+    """Speech with labels in columns. `text_column` of the sources is not used."""
+
+    synthetic_task: SyntheticTask | None = Field(
+        None, description="instead of sources and evaluation: one of the small synthetic tasks, made at the start"
+    )
+    synthetic_examples: PositiveInt = 120
+    synthetic_held_out_examples: PositiveInt = 40
+    label_columns: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="where the labels are; several are slots, each with classes of its own; None: 'label', or "
+        "'segments' for diarization",
+    )
+    class_names: list[str] | None = Field(
+        None,
+        min_length=2,
+        description="of a single column, those of the integers in it or the strings themselves; "
+        "None: what the training data hold",
+    )
+    num_speakers: PositiveInt = Field(2, description="diarization: speakers told apart in a recording")
+    trials: dict[str, str] = Field(
+        {}, description="verification: held-out set to a file of lines '1 ID ID' or '0 ID ID'; without, all pairs"
+    )
+
+    @property
+    def synthetic(self) -> str | None:
+        return None if self.synthetic_task is None else "synthetic_task"
+
+
+class ClassificationRecipe(FineTuningRecipe):
+    """Fine-tuning of a classifier of utterances, a speaker verifier, or a diariser."""
+
+    task: Literal["classification", "verification", "diarization"]
+    data: ClassifiedDataSection
+    spec_augment: SpecAugmentSection | None = None
+
+    @checked(mode="after")
+    def _labels_fit(self):
+        columns = self.data.label_columns or []
+        if self.task != "classification" and len(columns) > 1:
+            raise ValueError(f"task={self.task} reads one column of labels, data.label_columns names {len(columns)}")
+        if self.data.class_names is not None and (len(columns) > 1 or self.task == "diarization"):
+            raise ValueError("data.class_names are those of one column of classes; leave them to the data")
+        if unknown := set(self.data.trials) - set(self.data.evaluation):
+            raise ValueError(f"data.trials names {min(unknown)!r}, which is no set of data.evaluation")
+        return self
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """Where the labels are."""
+        if self.data.label_columns is not None:
+            return tuple(self.data.label_columns)
+        if self.data.synthetic_task == "ic":
+            return ("action", "object", "location")
+        return ("segments",) if self.task == "diarization" else ("label",)
+
+
+# Which recipe the key `task` names.
+KINDS: dict[str, type[FineTuningRecipe]] = {
+    "ctc": CtcRecipe,
+    "classification": ClassificationRecipe,
+    "verification": ClassificationRecipe,
+    "diarization": ClassificationRecipe,
+}

@@ -21,32 +21,29 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 
 from lighthubert_hf.hub.publishing import push_folder
-from lighthubert_hf.training.audio.labelled import (
-    SAMPLING_RATE,
-    DoesNotFit,
-    MemoryBatches,
-    SpeechExample,
-    StreamedBatches,
-    read_examples,
-)
+from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
+from lighthubert_hf.training.audio.example_batches import MemoryBatches, StreamedBatches
+from lighthubert_hf.training.audio.examples import MemoryOverflow, SpeechExample, read_examples
 from lighthubert_hf.training.audio.sources import AudioSource
-from lighthubert_hf.training.recipe import SourceSection
+from lighthubert_hf.training.recipes.sections import SourceSection
 
-from .classification_tasks import ClassificationTask, DiarizationTask, VerificationTask
-from .ctc_task import CtcTask
+from .classification import ClassificationFineTuning
+from .ctc import CtcFineTuning
+from .diarization import DiarizationFineTuning
 from .model import Thawing, add_lora, build_model, freeze
 from .recipe import FineTuningRecipe
 from .results import save_results, write_text
 from .task import FineTuningTask
 from .trainer import SpeechTrainer, last_complete_checkpoint, load_data_state
+from .verification import VerificationFineTuning
 
 logger = logging.getLogger(__name__)
 
 TASKS: dict[str, type[FineTuningTask]] = {
-    "ctc": CtcTask,
-    "classification": ClassificationTask,
-    "verification": VerificationTask,
-    "diarization": DiarizationTask,
+    "ctc": CtcFineTuning,
+    "classification": ClassificationFineTuning,
+    "verification": VerificationFineTuning,
+    "diarization": DiarizationFineTuning,
 }
 
 
@@ -186,7 +183,7 @@ def _read_speech(
             description="reading training speech",
             progress=progress,
         )
-    except DoesNotFit as error:
+    except MemoryOverflow as error:
         if data.labelled_minutes is not None:
             raise ValueError(f"{error}: lower data.labelled_minutes or raise data.memory_gb") from None
         logger.info("%s; it is streamed", error)

@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 
-from lighthubert_hf.training.audio.labelled import SpeechExample
+from lighthubert_hf.training.audio.examples import SpeechExample
 from lighthubert_hf.training.audio.sources import AudioSource
+from lighthubert_hf.training.synthetic.tasks import synthesise_task
 
+from .processors import build_feature_extractor
 from .recipe import FineTuningRecipe
 from .trainer import SpeechTrainer
 
@@ -66,3 +68,23 @@ class FineTuningTask:
         metrics = trainer.evaluate(examples, metric_key_prefix=f"eval_{name}")
         prefix = f"eval_{name}_"
         return {key: metrics[prefix + key] for key in (*self.scores, "loss") if prefix + key in metrics}
+
+
+class LabelledFineTuning(FineTuningTask):
+    """Labels in columns; a feature extractor is all the processor there is."""
+
+    def __init__(self, recipe):
+        super().__init__(recipe)
+        self.label_columns = recipe.label_columns
+
+    def synthesise(self, folder: Path) -> tuple[list[AudioSource], dict[str, list[AudioSource]]]:
+        data = self.recipe.data
+        sizes = {"examples": data.synthetic_examples, "held_out_examples": data.synthetic_held_out_examples}
+        synthesise_task(data.synthetic_task, folder, seed=self.recipe.seed, **sizes)
+        train, *held_out = (
+            [AudioSource(str(folder), split, all_columns=True)] for split in ("train", "validation", "test")
+        )
+        return train, dict(zip(("validation", "test"), held_out, strict=True))
+
+    def processor(self) -> Wav2Vec2FeatureExtractor:
+        return build_feature_extractor()

@@ -10,9 +10,11 @@ import torch
 from transformers import PretrainedConfig, ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from lighthubert_hf.training.audio.labelled import Batch, SpeechExample, batches_of_similar_length
-from lighthubert_hf.training.recipe import ScheduleSection
-from lighthubert_hf.training.running.schedule import make_scheduler
+from lighthubert_hf.training.audio.batching import Batch
+from lighthubert_hf.training.audio.examples import SpeechExample
+from lighthubert_hf.training.audio.padding import batches_of_similar_length
+from lighthubert_hf.training.recipes.sections import ScheduleSection
+from lighthubert_hf.training.runs.schedule import make_scheduler
 
 from .model import head_parameters
 

@@ -11,7 +11,7 @@ from lighthubert_hf.metrics import AllSlotsAccuracy
 
 from .heads import UtteranceClassifier
 from .splits import Utterance
-from .task import Batch, Metric, Task, head_outputs
+from .task import FeatureBatch, Metric, Task, head_outputs
 
 
 class ClassificationTask(Task):
@@ -37,7 +37,7 @@ class ClassificationTask(Task):
     def _slots(self, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return logits.split([len(values) for values in self.classes], dim=-1)
 
-    def loss(self, head: nn.Module, batch: Batch) -> torch.Tensor:
+    def loss(self, head: nn.Module, batch: FeatureBatch) -> torch.Tensor:
         labels = torch.tensor([self.labels(utterance.row) for utterance in batch.utterances])
         slots = self._slots(head(batch.features, batch.lengths))
         columns = labels.to(batch.features.device).unbind(1)

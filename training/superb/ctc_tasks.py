@@ -15,11 +15,11 @@ from lighthubert_hf.metrics import (
     SlotF1,
     WordErrorRate,
 )
-from lighthubert_hf.training.finetuning.ctc_data import frames_needed
+from lighthubert_hf.training.tasks.ctc import frames_needed
 
 from .heads import FrameClassifier, RecurrentRecogniser
 from .splits import Utterance
-from .task import Batch, Metric, Task, head_outputs
+from .task import FeatureBatch, Metric, Task, head_outputs
 
 _BLANK = 0
 _MARK = re.compile(r"[BE]-\S+")
@@ -56,7 +56,7 @@ class CtcTask(Task):
         labels = self.labels(utterance.row)
         return 0 < frames_needed(labels) <= utterance.length
 
-    def loss(self, head: nn.Module, batch: Batch) -> torch.Tensor:
+    def loss(self, head: nn.Module, batch: FeatureBatch) -> torch.Tensor:
         labels = [self.labels(utterance.row) for utterance in batch.utterances]
         targets = torch.tensor([label for row in labels for label in row], device=batch.features.device)
         sizes = torch.tensor([len(row) for row in labels], device=batch.features.device)

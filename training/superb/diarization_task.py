@@ -5,19 +5,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from lighthubert_hf.metrics import DiarizationErrorRate
-from lighthubert_hf.training.finetuning.classification_data import frame_activity
+from lighthubert_hf.training.tasks.diarization import MEDIAN_FRAMES, THRESHOLD, frame_activity, median_filter, pit_bce
 
 from .heads import Diarizer
-from .losses import pit_bce
 from .splits import Utterance
-from .task import Batch, Metric, Task, head_outputs
-
-# SUPERB tries thresholds of 0.3 to 0.7 and filters of 1 and 11 frames on the test set; here both are fixed beforehand.
-THRESHOLD, MEDIAN_FRAMES = 0.5, 11
+from .task import FeatureBatch, Metric, Task, head_outputs
 
 
 class SpeakerDiarization(Task):
@@ -40,7 +35,7 @@ class SpeakerDiarization(Task):
         """`(frames, speakers)` of 0 or 1: whether a speaker is active in the middle of the samples a frame sees."""
         return frame_activity(self.column(row, "segments"), frames, *self.frame, self.num_speakers)
 
-    def loss(self, head: nn.Module, batch: Batch) -> torch.Tensor:
+    def loss(self, head: nn.Module, batch: FeatureBatch) -> torch.Tensor:
         rows = [self.activity(utterance.row, utterance.length) for utterance in batch.utterances]
         speaking = pad_sequence(rows, batch_first=True).to(batch.features.device)
         return pit_bce(head(batch.features, batch.lengths), speaking, batch.lengths)
@@ -53,9 +48,3 @@ class SpeakerDiarization(Task):
                 predicted.append(median_filter(speaking, MEDIAN_FRAMES).long().tolist())
                 true.append(self.activity(utterance.row, utterance.length).tolist())
         return DiarizationErrorRate().compute(predictions=predicted, references=true)
-
-
-def median_filter(activity: torch.Tensor, size: int) -> torch.Tensor:
-    """Medians over `size` frames, an odd number, of `(frames, speakers)`; beyond the ends there are zeros."""
-    padded = F.pad(activity.T, (size // 2, size // 2))
-    return padded.unfold(1, size, 1).median(-1).values.T

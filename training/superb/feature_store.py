@@ -33,7 +33,7 @@ from .upstream import Upstream
 logger = logging.getLogger(__name__)
 
 
-class DoesNotFit(ValueError):
+class CacheOverflow(ValueError):
     """More features than the cache may hold."""
 
 
@@ -73,7 +73,7 @@ class FeatureStore:
             return CachedSplit(target)
         try:
             self._extract(upstream, selection, target, facts, progress)
-        except DoesNotFit as problem:
+        except CacheOverflow as problem:
             self._in_use.discard(key)
             logger.warning(
                 "%s; computing the features of %s, split %s, anew whenever they are needed, which is slow. "
@@ -144,7 +144,7 @@ class FeatureStore:
                 won += _size(path)
                 shutil.rmtree(path)
         if won < needed:
-            raise DoesNotFit(f"the features take more than the {self.limit / 1e9:g} GB that the cache may hold")
+            raise CacheOverflow(f"the features take more than the {self.limit / 1e9:g} GB that the cache may hold")
         return won
 
     def _remove_abandoned(self) -> None:

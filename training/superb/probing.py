@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from lighthubert_hf.training.running.memory import trim_every_so_often
+from lighthubert_hf.training.runs.memory import trim_every_so_often
 
 from .settings import Rates
 from .splits import Split
-from .task import Batch, Task, make_batch
+from .task import FeatureBatch, Task, make_batch
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class _Batches:
         self.task, self.device, self.refused = task, device, set()
         self._batches = split.batches(size, seed)
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> FeatureBatch:
         for utterances in islice(self._batches, _MOST_BARREN):
             usable = [utterance for utterance in utterances if self.task.accepts(utterance)]
             self.refused |= {utterance.id for utterance in utterances} - {utterance.id for utterance in usable}

@@ -12,7 +12,8 @@ from pydantic import model_validator as checked
 
 from lighthubert_hf.hub.card import is_hub_id
 from lighthubert_hf.training.audio.sources import AudioSource
-from lighthubert_hf.training.recipe import NonNegativeInt, PositiveInt, Section, load_recipe
+from lighthubert_hf.training.recipes.loading import load_recipe
+from lighthubert_hf.training.recipes.sections import NonNegativeInt, PositiveInt, Section
 
 TaskName = Literal["pr", "asr", "ks", "ic", "er", "sid", "asv", "sd", "sf", "qbe"]
 TASKS: tuple[str, ...] = ("pr", "asr", "ks", "ic", "er", "sid", "asv", "sd", "sf", "qbe")
@@ -181,7 +182,7 @@ def load_data(overrides: Sequence[str] = ()) -> SuperbData:
     """
     table = resources.files("lighthubert_hf.training.superb") / "datasets.yaml"
     with resources.as_file(table) as path:
-        return load_recipe(path, [_whole(override) for override in overrides], SuperbData)
+        return load_recipe(SuperbData, path, [_whole(override) for override in overrides])
 
 
 def _whole(override: str) -> str:

@@ -25,7 +25,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Batch:
+class FeatureBatch:
     """`features` `(rows, frames, states, width)` float32, `lengths` `(rows,)`, and the utterances they are of."""
 
     features: torch.Tensor
@@ -33,14 +33,16 @@ class Batch:
     utterances: list[Utterance]
 
 
-def make_batch(utterances: list[Utterance], device: torch.device) -> Batch:
+def make_batch(utterances: list[Utterance], device: torch.device) -> FeatureBatch:
     """Pad with zeros; the features' own lengths count, which reduction may have changed."""
     lengths = [len(utterance.features) for utterance in utterances]
     shape = (len(utterances), max(lengths), *utterances[0].features.shape[1:])
     features = np.zeros(shape, utterances[0].features.dtype)
     for row, utterance in zip(features, utterances, strict=True):
         row[: len(utterance.features)] = utterance.features
-    return Batch(torch.from_numpy(features).to(device).float(), torch.tensor(lengths, device=device), utterances)
+    return FeatureBatch(
+        torch.from_numpy(features).to(device).float(), torch.tensor(lengths, device=device), utterances
+    )
 
 
 class Task(ABC):
@@ -76,7 +78,7 @@ class Task(ABC):
         """A new head with random weights."""
 
     @abstractmethod
-    def loss(self, head: nn.Module, batch: Batch) -> torch.Tensor:
+    def loss(self, head: nn.Module, batch: FeatureBatch) -> torch.Tensor:
         """What training minimises."""
 
     @abstractmethod
@@ -105,7 +107,7 @@ class Task(ABC):
 @torch.inference_mode()
 def head_outputs(
     head: nn.Module, utterances: Iterable[Utterance], function: str = "forward"
-) -> Iterator[tuple[Batch, torch.Tensor]]:
+) -> Iterator[tuple[FeatureBatch, torch.Tensor]]:
     """Batches and what the head makes of them, in evaluation mode, in order."""
     head.eval()
     device = next(head.parameters()).device

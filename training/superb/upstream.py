@@ -17,7 +17,7 @@ from lighthubert_hf.loading import load_encoder
 from lighthubert_hf.model.feature_encoder import receptive_field
 from lighthubert_hf.model.search_space import Subnet
 from lighthubert_hf.training.audio.decoding import normalise
-from lighthubert_hf.training.audio.labelled import batches_of_similar_length, pad_waveforms
+from lighthubert_hf.training.audio.padding import batches_of_similar_length, pad_waveforms
 
 # Part of every fingerprint: raise it when the same weights give other features.
 FEATURES_VERSION = 1

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,11 @@ import torch
 from torch import nn
 
 from lighthubert_hf.metrics import EqualErrorRate
+from lighthubert_hf.training.tasks.verification import am_softmax, read_trials
 
 from .heads import XVector
-from .losses import am_softmax
 from .splits import Utterance
-from .task import Batch, Metric, Task, head_outputs
+from .task import FeatureBatch, Metric, Task, head_outputs
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ class SpeakerVerification(Task):
         size, pooled = self.sizes.xvector, self.sizes.xvector_pooled
         return XVector(num_states, width, len(self._ids), size=size, pooled=pooled)
 
-    def loss(self, head: nn.Module, batch: Batch) -> torch.Tensor:
+    def loss(self, head: nn.Module, batch: FeatureBatch) -> torch.Tensor:
         labels = [self._ids[self.column(utterance.row, "label")] for utterance in batch.utterances]
         return am_softmax(head(batch.features, batch.lengths), torch.tensor(labels, device=batch.features.device))
 
@@ -69,16 +68,3 @@ class SpeakerVerification(Task):
         vectors = nn.functional.normalize(torch.cat(embedded)).numpy()
         scores = (vectors[first] * vectors[second]).sum(1)
         return EqualErrorRate().compute(predictions=scores.tolist(), references=same.astype(int).tolist())
-
-
-def read_trials(path: Path) -> list[tuple[int, str, str]]:
-    """Lines `1 ID ID` (one speaker) or `0 ID ID` (two), as VoxCeleb writes them. ValueError for any other."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no list of trials {path}")
-    trials = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        fields = line.split()
-        if len(fields) != 3 or fields[0] not in ("0", "1"):
-            raise ValueError(f"line {number} of {path} must be '1 ID ID' or '0 ID ID', got {line!r}")
-        trials.append((int(fields[0]), fields[1], fields[2]))
-    return trials

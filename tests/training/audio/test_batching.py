@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lighthubert_hf.training.audio.batching import training_loader, validation_loader
-from lighthubert_hf.training.audio.streaming import AudioSource
+from lighthubert_hf.training.audio.sources import AudioSource
 
 from ..stored_speech import ROWS_PER_SHARD, encode, write_parquet_shards
 

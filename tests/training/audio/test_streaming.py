@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lighthubert_hf.training.audio.decoding import normalise
-from lighthubert_hf.training.audio.sources import ShuffledReader
-from lighthubert_hf.training.audio.streaming import AudioSource, AudioStream
+from lighthubert_hf.training.audio.sources import AudioSource, ShuffledReader
+from lighthubert_hf.training.audio.streaming import AudioStream
 
 from ..stored_speech import ROWS_PER_SHARD, encode, write_parquet_shards
 

@@ -6,7 +6,8 @@ import pytest
 
 from lighthubert_hf import LightHubertModel, Subnet
 from lighthubert_hf.training.demo.report import render_table
-from lighthubert_hf.training.demo.run import DemoSettings, run_demo
+from lighthubert_hf.training.demo.run import run_demo
+from lighthubert_hf.training.demo.settings import DemoSettings
 
 
 def test_a_tiny_demo_from_nothing_to_models(tmp_path):

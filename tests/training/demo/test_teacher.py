@@ -12,7 +12,7 @@ pytest.importorskip("espeakng_loader")
 pytest.importorskip("sklearn")
 
 from lighthubert_hf.training.audio.batching import training_loader
-from lighthubert_hf.training.audio.streaming import AudioSource
+from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.demo import teacher as tiny_teacher
 from lighthubert_hf.training.demo.teacher import SpectralClusters, log_mel, train_tiny_teacher, valid_frames
 from lighthubert_hf.training.synthetic.speech import synthesise_corpus

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertModel
 
-from lighthubert_hf.training.recipe import Recipe, parse_recipe
+from lighthubert_hf.training.distillation.recipe import DistillationRecipe
+from lighthubert_hf.training.recipes.loading import parse_recipe
 from lighthubert_hf.training.synthetic.speech import synthesise_corpus
 
 from .tiny import TINY, TINY_SPACE
@@ -41,7 +42,7 @@ def tiny_teacher(tmp_path_factory) -> Path:
 def make_recipe(tiny_corpus, tiny_teacher):
     """Makes recipes that take seconds; sections given as keywords are merged into the defaults."""
 
-    def make(output_dir: Path, **sections) -> Recipe:
+    def make(output_dir: Path, **sections) -> DistillationRecipe:
         data = {
             "name": "tiny",
             "output_dir": str(output_dir),
@@ -64,7 +65,7 @@ def make_recipe(tiny_corpus, tiny_teacher):
             old = data.get(name)
             replaced = not isinstance(section, dict) or not isinstance(old, dict) or name == "objective"
             data[name] = section if replaced else old | section
-        return parse_recipe(data)
+        return parse_recipe(DistillationRecipe, data)
 
     return make
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import yaml
 
+from lighthubert_hf.training.distillation.recipe import DistillationRecipe
+
 # The start-up of the server: imported once, before it forks.
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload([__name__, "lighthubert_hf.training.distillation.run", "datasets", "soundfile"])
@@ -49,7 +51,7 @@ def work(path: str, rank: int = 0, world_size: int = 1, port: int = 0, **fault) 
     import torch
 
     from lighthubert_hf.training.distillation import run as module
-    from lighthubert_hf.training.recipe import load_recipe
+    from lighthubert_hf.training.recipes.loading import load_recipe
 
     torch.set_num_threads(1)
     if world_size > 1 and port:
@@ -61,7 +63,7 @@ def work(path: str, rank: int = 0, world_size: int = 1, port: int = 0, **fault) 
             MASTER_ADDR="127.0.0.1",
             MASTER_PORT=str(port),
         )
-    recipe = load_recipe(path)
+    recipe = load_recipe(DistillationRecipe, path)
     for name, value in fault.items():
         globals()[f"_{name}"](module, rank, value)
 

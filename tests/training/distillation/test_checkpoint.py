@@ -8,17 +8,14 @@ import torch
 from lighthubert_hf.hub.card import CardFacts
 from lighthubert_hf.training.distillation.checkpoint import (
     TrainingState,
-    checkpoint_folder,
     flatten_optimizer,
-    is_complete,
-    latest_checkpoint,
     load_training_state,
     restore_optimizer,
-    rotate,
     save_checkpoint,
 )
+from lighthubert_hf.training.distillation.recipe import StudentSection
 from lighthubert_hf.training.distillation.student import build_student
-from lighthubert_hf.training.recipe import StudentSection
+from lighthubert_hf.training.runs.checkpoints import checkpoint_folder, is_complete, latest_checkpoint, rotate
 
 from .encoders import make_encoder
 from .tiny import TINY_SPACE

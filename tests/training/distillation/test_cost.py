@@ -6,7 +6,8 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from lighthubert_hf.training.distillation.cost import count_cost, main
-from lighthubert_hf.training.recipe import load_recipe
+from lighthubert_hf.training.distillation.recipe import DistillationRecipe
+from lighthubert_hf.training.recipes.loading import load_recipe
 
 from .test_step import make_batch, make_step
 
@@ -36,7 +37,7 @@ def test_what_is_not_run_is_not_counted(tiny_recipe):
 @pytest.mark.slow
 def test_the_economical_recipe_keeps_its_budget():
     """24 A100-hours at a third of the peak, 100 TFLOP/s."""
-    recipe = load_recipe("economical", ["teacher.path=null", "teacher.random_config={}"])
+    recipe = load_recipe(DistillationRecipe, "economical", ["teacher.path=null", "teacher.random_config={}"])
     audio = recipe.training.steps * recipe.data.batch_seconds * 4
     assert audio * count_cost(recipe).total / 100e12 / 3600 < 24
 

@@ -59,7 +59,7 @@ def test_the_licence_of_a_teacher_on_the_hub_is_carried_on(hub, tiny_recipe, tin
 
 
 def test_a_failing_push_does_not_stop_the_training(hub, tiny_recipe, monkeypatch, caplog):
-    from lighthubert_hf.training.running import hub_upload
+    from lighthubert_hf.training.runs import hub_upload
 
     pushed = []
 

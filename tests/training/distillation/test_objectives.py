@@ -8,14 +8,11 @@ import torch
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, SearchSpace, Subnet
 from lighthubert_hf.training.distillation.objectives import make_objective
-from lighthubert_hf.training.distillation.objectives.base import matched_depth, states_by_depth
-from lighthubert_hf.training.distillation.teacher import TeacherOutput
-from lighthubert_hf.training.recipe import (
-    ArmHubertObjectiveSection,
-    DistilHubertObjectiveSection,
-    DPHubertObjectiveSection,
-    LightHubertObjectiveSection,
-)
+from lighthubert_hf.training.distillation.objectives.armhubert import ArmHubertObjectiveSection
+from lighthubert_hf.training.distillation.objectives.base import TeacherOutput, matched_depth, states_by_depth
+from lighthubert_hf.training.distillation.objectives.distilhubert import DistilHubertObjectiveSection
+from lighthubert_hf.training.distillation.objectives.dphubert import DPHubertObjectiveSection
+from lighthubert_hf.training.distillation.objectives.lighthubert import LightHubertObjectiveSection
 
 B, T, TEACHER_SIZE, LAYERS = 2, 7, 6, 4
 TEACHER = SimpleNamespace(num_hidden_layers=LAYERS, hidden_size=TEACHER_SIZE)

@@ -5,8 +5,9 @@ import torch
 from transformers import HubertModel, Wav2Vec2Config, Wav2Vec2Model
 
 from lighthubert_hf import LightHubertModel
+from lighthubert_hf.training.distillation.objectives.base import TeacherRequest
 from lighthubert_hf.training.distillation.own_form import own_form
-from lighthubert_hf.training.distillation.teacher import Teacher, TeacherRequest
+from lighthubert_hf.training.distillation.teacher import Teacher
 
 from .encoders import FAMILIES, make_encoder
 

@@ -7,8 +7,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lighthubert_hf.training.audio.streaming import AudioSource
-from lighthubert_hf.training.recipe import Recipe, SourceSection, load_recipe, parse_recipe, shipped_recipes
+from lighthubert_hf.training.audio.sources import AudioSource
+from lighthubert_hf.training.distillation.recipe import DistillationRecipe
+from lighthubert_hf.training.recipes.loading import load_recipe, parse_recipe, shipped_recipes
+from lighthubert_hf.training.recipes.sections import SourceSection
 
 MINIMAL = {
     "name": "x",
@@ -26,19 +28,21 @@ def file(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("name", shipped_recipes(DistillationRecipe))
 def test_shipped_recipes_are_valid_and_complete(name):
-    recipe = load_recipe(name)
+    recipe = load_recipe(DistillationRecipe, name)
     assert recipe.name == name
-    assert parse_recipe(recipe.model_dump(mode="json")) == recipe
-    twin = load_recipe(f"{name.removesuffix('-tiny')}-tiny")
-    real = load_recipe(name.removesuffix("-tiny"))
+    assert parse_recipe(DistillationRecipe, recipe.model_dump(mode="json")) == recipe
+    twin = load_recipe(DistillationRecipe, f"{name.removesuffix('-tiny')}-tiny")
+    real = load_recipe(DistillationRecipe, name.removesuffix("-tiny"))
     assert (twin.objective.name, twin.sampler.kind) == (real.objective.name, real.sampler.kind)
 
 
 def test_overrides(file):
     recipe = load_recipe(
-        file, ["optimizer.lr=1e-4", "data.sources.0.path=other", "hub.repo_id=me/x", "training.mixed_precision='no'"]
+        DistillationRecipe,
+        file,
+        ["optimizer.lr=1e-4", "data.sources.0.path=other", "hub.repo_id=me/x", "training.mixed_precision='no'"],
     )
     assert recipe.optimizer.lr == 1e-4
     assert recipe.data.sources[0].path == "other"
@@ -79,12 +83,12 @@ def test_overrides(file):
 )
 def test_mistakes_are_one_clear_line(file, override, words):
     if words is None:
-        load_recipe(file, [override])
+        load_recipe(DistillationRecipe, file, [override])
         override, words = "masking=null", ["give the section masking"]
         data = MINIMAL | {"objective": {"name": "armhubert"}}
         file.write_text(yaml.safe_dump(data))
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the words are checked below)
-        load_recipe(file, [override])
+        load_recipe(DistillationRecipe, file, [override])
     message = str(error.value)
     assert "\n" not in message
     for word in words:
@@ -93,7 +97,7 @@ def test_mistakes_are_one_clear_line(file, override, words):
 
 def test_missing_recipe_names_the_shipped_ones():
     with pytest.raises(FileNotFoundError, match=r"no recipe 'lighthubert-smal'.*did you mean 'lighthubert-small'\?"):
-        load_recipe("lighthubert-smal")
+        load_recipe(DistillationRecipe, "lighthubert-smal")
 
 
 @given(
@@ -102,17 +106,17 @@ def test_missing_recipe_names_the_shipped_ones():
         lambda inner: (
             st.lists(inner, max_size=3)
             | st.dictionaries(
-                st.sampled_from([*Recipe.model_fields, "path", "steps", "name", "kind"]), inner, max_size=4
+                st.sampled_from([*DistillationRecipe.model_fields, "path", "steps", "name", "kind"]), inner, max_size=4
             )
         ),
         max_leaves=8,
     ),
-    st.sampled_from(sorted(Recipe.model_fields)),
+    st.sampled_from(sorted(DistillationRecipe.model_fields)),
 )
 def test_any_nonsense_is_a_value_error_of_one_line(nonsense, key):
     message = "no mistake"
     try:
-        parse_recipe(MINIMAL | {key: nonsense})
+        parse_recipe(DistillationRecipe, MINIMAL | {key: nonsense})
     except ValueError as error:
         message = str(error)
     assert message
@@ -130,5 +134,5 @@ def test_source_section_mirrors_audio_source():
 
 
 def test_no_needs_no_quotes():
-    recipe = load_recipe("lighthubert-small-tiny", ["training.mixed_precision=no"])
+    recipe = load_recipe(DistillationRecipe, "lighthubert-small-tiny", ["training.mixed_precision=no"])
     assert recipe.training.mixed_precision == "no"

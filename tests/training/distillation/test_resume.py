@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lighthubert_hf.training.distillation.checkpoint import latest_checkpoint
 from lighthubert_hf.training.distillation.progress import read_log
 from lighthubert_hf.training.distillation.run import distill
+from lighthubert_hf.training.runs.checkpoints import latest_checkpoint
 
 from . import distill_worker as worker
 

@@ -14,8 +14,9 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, SearchSpace
 from lighthubert_hf.training.distillation.progress import read_log
+from lighthubert_hf.training.distillation.recipe import DistillationRecipe
 from lighthubert_hf.training.distillation.run import distill
-from lighthubert_hf.training.recipe import load_recipe, shipped_recipes
+from lighthubert_hf.training.recipes.loading import load_recipe, shipped_recipes
 
 from . import distill_worker as worker
 
@@ -197,12 +198,12 @@ def test_missing_tracker(tiny_recipe):
         distill(tiny_recipe(logging={"trackers": ["wandb"]}), show_progress=False)
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.endswith("-tiny")])
+@pytest.mark.parametrize("name", [name for name in shipped_recipes(DistillationRecipe) if name.endswith("-tiny")])
 def test_tiny_twins_run_to_the_end(name, tmp_path, tiny_stage1):
     overrides = [f"output_dir={tmp_path}/run"]
-    if load_recipe(name).student.init.startswith("runs/"):
+    if load_recipe(DistillationRecipe, name).student.init.startswith("runs/"):
         overrides.append(f"student.init={tiny_stage1}")
-    final = distill(load_recipe(name, overrides), show_progress=False)
+    final = distill(load_recipe(DistillationRecipe, name, overrides), show_progress=False)
     model = LightHubertModel.from_pretrained(final)
     if name == "retrain-subnet-tiny":
         supernet = LightHubertModel.from_pretrained(tiny_stage1)
@@ -215,5 +216,7 @@ def test_tiny_twins_run_to_the_end(name, tmp_path, tiny_stage1):
 
 @pytest.fixture(scope="module")
 def tiny_stage1(tmp_path_factory):
-    recipe = load_recipe("lighthubert-stage1-tiny", [f"output_dir={tmp_path_factory.mktemp('stage1')}/run"])
+    recipe = load_recipe(
+        DistillationRecipe, "lighthubert-stage1-tiny", [f"output_dir={tmp_path_factory.mktemp('stage1')}/run"]
+    )
     return distill(recipe, show_progress=False)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, Subnet
+from lighthubert_hf.training.distillation.recipe import StudentSection
 from lighthubert_hf.training.distillation.student import build_student
-from lighthubert_hf.training.recipe import StudentSection
 
 from .encoders import make_encoder
 from .tiny import TINY_SPACE

@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
-from lighthubert_hf.training.distillation.teacher import Teacher, TeacherRequest, load_encoder
-from lighthubert_hf.training.recipe import TeacherSection
+from lighthubert_hf.training.distillation.objectives.base import TeacherRequest
+from lighthubert_hf.training.distillation.recipe import TeacherSection
+from lighthubert_hf.training.distillation.teacher import Teacher, load_teacher
 
 from .encoders import FAMILIES, make_encoder
 
@@ -65,7 +66,7 @@ def test_masks_use_the_teachers_own_embedding():
 
 
 def test_own_dtype(tiny_teacher):
-    encoder = load_encoder(TeacherSection(path=str(tiny_teacher), dtype="bfloat16"))
+    encoder = load_teacher(TeacherSection(path=str(tiny_teacher), dtype="bfloat16"))
     teacher = Teacher(encoder, TeacherRequest(layer_results=(0,)))
     with torch.autocast("cpu", dtype=torch.float16):
         output = teacher(torch.randn(1, 4000))
@@ -74,9 +75,9 @@ def test_own_dtype(tiny_teacher):
 
 def test_refusals(tmp_path):
     with pytest.raises(FileNotFoundError, match="cannot be loaded; give a Hub id or a folder"):
-        load_encoder(TeacherSection(path=str(tmp_path / "nothing")))
+        load_teacher(TeacherSection(path=str(tmp_path / "nothing")))
     with pytest.raises(ValueError, match=r"teacher\.random_config makes no HuBERT"):
-        load_encoder(TeacherSection(random_config={"hidden_size": "wide"}))
+        load_teacher(TeacherSection(random_config={"hidden_size": "wide"}))
     with pytest.raises(ValueError, match="asks for layer 9, the teacher has layers 1 to 4"):
         Teacher(make_encoder("hubert"), TeacherRequest(layer_results=(8,)))
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}

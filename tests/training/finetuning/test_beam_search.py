@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lighthubert_hf.training.finetuning.beam_search import BeamSearch
-from lighthubert_hf.training.finetuning.ctc_data import build_processor, characters
+from lighthubert_hf.training.finetuning.processors import build_processor, characters
 
 PROCESSOR = build_processor(characters(["ab", "a b"]))  # blank, unknown, space, a, b
 ARPA = """\\data\\

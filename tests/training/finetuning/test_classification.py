@@ -31,24 +31,18 @@ from lighthubert_hf import (
     LightHubertForXVector,
 )
 from lighthubert_hf.metrics import EqualErrorRate
-from lighthubert_hf.training.audio.labelled import SpeechExample
-from lighthubert_hf.training.finetuning.classification_data import (
-    ActivityCollator,
-    ClassCollator,
-    Classes,
-    frame_activity,
-)
-from lighthubert_hf.training.finetuning.classification_recipe import ClassificationRecipe
-from lighthubert_hf.training.finetuning.classification_trainer import (
-    ClassificationTrainer,
-    DiarizationTrainer,
-    VerificationTrainer,
-)
-from lighthubert_hf.training.finetuning.recipes import load_finetuning_recipe
+from lighthubert_hf.training.audio.examples import SpeechExample
+from lighthubert_hf.training.finetuning.classification import ClassCollator, Classes, ClassificationTrainer
+from lighthubert_hf.training.finetuning.diarization import ActivityCollator, DiarizationTrainer
+from lighthubert_hf.training.finetuning.recipe import ClassificationRecipe, FineTuningRecipe
 from lighthubert_hf.training.finetuning.run import finetune
 from lighthubert_hf.training.finetuning.trainer import SpeechTrainer
-from lighthubert_hf.training.recipe import ScheduleSection
-from lighthubert_hf.training.synthetic.tasks import KEYWORDS, TRAINING_VOICES, VERIFICATION_VOICES, synthesise_task
+from lighthubert_hf.training.finetuning.verification import VerificationTrainer
+from lighthubert_hf.training.recipes.loading import load_recipe
+from lighthubert_hf.training.recipes.sections import ScheduleSection
+from lighthubert_hf.training.synthetic.speech import TRAINING_VOICES
+from lighthubert_hf.training.synthetic.tasks import KEYWORDS, VERIFICATION_VOICES, synthesise_task
+from lighthubert_hf.training.tasks.diarization import frame_activity
 
 TINY = tiny_architecture.TINY | {
     "tdnn_dim": [16, 16],
@@ -107,7 +101,7 @@ def test_the_tiny_recipe_runs_to_a_model_with_its_scores_on_the_card(name, tmp_p
     model_class, score, num_labels = KINDS[name]
     changes = ["training.steps=4", "training.evaluate_every=2", "checkpoint.every=2", "data.synthetic_examples=24"]
     sizes = [f"model.random_config.{key}={value}" for key, value in TINY.items() if "tdnn" in key or "xv" in key]
-    recipe = load_finetuning_recipe(f"finetune-{name}-tiny", [f"output_dir={tmp_path}", *changes, *sizes])
+    recipe = load_recipe(FineTuningRecipe, f"finetune-{name}-tiny", [f"output_dir={tmp_path}", *changes, *sizes])
     metrics = finetune(recipe, quiet=True)
 
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())

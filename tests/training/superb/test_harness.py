@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import ModelCard
 
 from lighthubert_hf.hub.folder import save_model_folder
-from lighthubert_hf.training.recipe import parse_recipe
+from lighthubert_hf.training.recipes.loading import parse_recipe
 from lighthubert_hf.training.superb import harness, tiny
 from lighthubert_hf.training.superb.harness import evaluate_model
 from lighthubert_hf.training.superb.published import COLUMNS, SCORES
@@ -137,7 +137,7 @@ def test_rates():
     assert (scaled.rates_of("pr").steps, scaled.rates_of("ks").steps) == (1000, 5)
     for mistake in ({"preset": "suberb"}, {"rates": {"ks": {"stepps": 1}}}, {"scale": 0}, {"rates": {"qbe": {}}}):
         with pytest.raises(ValueError):  # noqa: PT011 (pydantic's)
-            parse_recipe(mistake, EvaluationSettings)
+            parse_recipe(EvaluationSettings, mistake)
 
 
 def test_every_published_row_has_every_column():

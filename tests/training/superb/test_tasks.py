@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from lighthubert_hf.training.superb.diarization_task import median_filter
 from lighthubert_hf.training.superb.probing import train_head
 from lighthubert_hf.training.superb.query_task import QueryByExample
 from lighthubert_hf.training.superb.registry import PROBED, parse_tasks
 from lighthubert_hf.training.superb.settings import TINY_SIZES, Rates, TaskData
 from lighthubert_hf.training.superb.splits import Utterance
-from lighthubert_hf.training.superb.verification_task import read_trials
+from lighthubert_hf.training.tasks.diarization import median_filter
+from lighthubert_hf.training.tasks.verification import read_trials
 
 STATES, WIDTH = 3, 12
 FRAME = (320, 400)

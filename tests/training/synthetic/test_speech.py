@@ -8,9 +8,11 @@ import pytest
 
 pytest.importorskip("espeakng_loader")
 
-from lighthubert_hf.training.audio.streaming import AudioSource, AudioStream
+from lighthubert_hf.training.audio.sources import AudioSource
+from lighthubert_hf.training.audio.streaming import AudioStream
 from lighthubert_hf.training.synthetic import speech as synthetic_speech
-from lighthubert_hf.training.synthetic.speech import LEXICON, TRAINING_VOICES, UNHEARD_VOICES, speak, synthesise_corpus
+from lighthubert_hf.training.synthetic.espeak import speak
+from lighthubert_hf.training.synthetic.speech import LEXICON, TRAINING_VOICES, UNHEARD_VOICES, synthesise_corpus
 
 SPLITS = ("train", "validation", "test_sentences", "test_voice")
 SMALL = {"minutes": 0.5, "held_out_minutes": 0.1, "num_shards": 3}

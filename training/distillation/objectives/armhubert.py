@@ -1,12 +1,20 @@
 """ARMHuBERT's objective: masking distillation of every layer."""
 
+from typing import Literal
+
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import nn
 
-from lighthubert_hf.training.recipe import ArmHubertObjectiveSection
+from lighthubert_hf.training.recipes.sections import Section
 
-from ..teacher import TeacherOutput, TeacherRequest
-from .base import Objective, PrefixLinear, matched_depth, states_by_depth
+from .base import Objective, PrefixLinear, TeacherOutput, TeacherRequest, matched_depth, states_by_depth
+
+
+class ArmHubertObjectiveSection(Section):
+    name: Literal["armhubert"]
+    last_layer_weight: PositiveFloat = 1.0
+    other_layers_weight: NonNegativeFloat = 0.1
 
 
 class ArmHubertObjective(Objective):

@@ -1,13 +1,36 @@
 """What all objectives share: predictions and targets of equal shape, an error per frame, a weight per frame."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 
-from ..teacher import TeacherOutput, TeacherRequest
+
+@dataclass(frozen=True)
+class TeacherRequest:
+    """What an objective wants to see of the teacher.
+
+    Args:
+        layer_results: Layers (0-based) whose FFN output, before dropout, residual and norm, is wanted.
+        hidden_states: Hidden states wanted; 0 is the input of the first layer, i the output of layer i (1-based).
+        masked: Whether the objective also wants the teacher to see masked features.
+    """
+
+    layer_results: tuple[int, ...] = ()
+    hidden_states: tuple[int, ...] = ()
+    masked: bool = False
+
+
+@dataclass
+class TeacherOutput:
+    """What was asked for, in the teacher's dtype: `(batch, frames, hidden_size)` by layer, and the convolutional
+    features, `(batch, frames, channels)`, after `Teacher.keep_front_end`."""
+
+    layer_results: dict[int, torch.Tensor] = field(default_factory=dict)
+    hidden_states: dict[int, torch.Tensor] = field(default_factory=dict)
+    front_end: torch.Tensor | None = None
 
 
 @dataclass

@@ -1,13 +1,21 @@
 """DistilHuBERT's objective: predict several teacher layers from the student's last one."""
 
+from typing import Literal
+
 import torch
+from pydantic import Field, NonNegativeFloat
 from torch import nn
 from torch.nn import functional as F
 
-from lighthubert_hf.training.recipe import DistilHubertObjectiveSection
+from lighthubert_hf.training.recipes.sections import PositiveInt, Section
 
-from ..teacher import TeacherOutput, TeacherRequest
-from .base import Objective, PrefixLinear
+from .base import Objective, PrefixLinear, TeacherOutput, TeacherRequest
+
+
+class DistilHubertObjectiveSection(Section):
+    name: Literal["distilhubert"]
+    layers: list[PositiveInt] = Field([4, 8, 12])
+    cosine_weight: NonNegativeFloat = 1.0
 
 
 class DistilHubertObjective(Objective):

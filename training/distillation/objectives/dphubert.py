@@ -1,13 +1,29 @@
 """DPHuBERT's objective: match some of the teacher's hidden states through shared linear maps."""
 
+from typing import Literal
+
 import torch
+from pydantic import Field, NonNegativeFloat
 from torch import nn
 from torch.nn import functional as F
 
-from lighthubert_hf.training.recipe import DPHubertObjectiveSection
+from lighthubert_hf.training.recipes.sections import NonNegativeInt, Section
 
-from ..teacher import TeacherOutput, TeacherRequest
-from .base import Objective, PrefixLinear, initialise_as_identity, matched_depth, states_by_depth
+from .base import (
+    Objective,
+    PrefixLinear,
+    TeacherOutput,
+    TeacherRequest,
+    initialise_as_identity,
+    matched_depth,
+    states_by_depth,
+)
+
+
+class DPHubertObjectiveSection(Section):
+    name: Literal["dphubert"]
+    layer_groups: list[list[NonNegativeInt]] = Field([[0], [4, 8, 12]])
+    cosine_weight: NonNegativeFloat = 1.0
 
 
 class DPHubertObjective(Objective):

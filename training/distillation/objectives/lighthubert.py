@@ -1,12 +1,29 @@
 """LightHuBERT's objective: regress the mean of the teacher's last FFN outputs."""
 
+from typing import Literal
+
 import torch
+from pydantic import NonNegativeFloat
+from pydantic import model_validator as checked
 from torch.nn import functional as F
 
-from lighthubert_hf.training.recipe import LightHubertObjectiveSection
+from lighthubert_hf.training.recipes.sections import PositiveInt, Section
 
-from ..teacher import TeacherOutput, TeacherRequest
-from .base import Objective
+from .base import Objective, TeacherOutput, TeacherRequest
+
+
+class LightHubertObjectiveSection(Section):
+    name: Literal["lighthubert"] = "lighthubert"
+    num_target_layers: PositiveInt = 8
+    layer_norm: Literal["none", "instance", "layer"] = "none"
+    masked_weight: NonNegativeFloat = 1.0
+    unmasked_weight: NonNegativeFloat = 1.0
+
+    @checked(mode="after")
+    def _some_weight(self):
+        if self.masked_weight == self.unmasked_weight == 0:
+            raise ValueError("masked_weight and unmasked_weight cannot both be 0")
+        return self
 
 
 class LightHubertObjective(Objective):

@@ -10,13 +10,12 @@ import torch
 from transformers import AutoModelForCTC, HubertConfig, HubertModel, pipeline
 
 from lighthubert_hf import LightHubertForCTC, LightHubertModel
-from lighthubert_hf.training.audio.labelled import read_examples
+from lighthubert_hf.training.audio.examples import read_examples
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.finetuning import run as finetuning
-from lighthubert_hf.training.finetuning.ctc_recipe import CtcRecipe
-from lighthubert_hf.training.finetuning.ctc_trainer import CtcTrainer
+from lighthubert_hf.training.finetuning.ctc import CtcTrainer
 from lighthubert_hf.training.finetuning.model import Thawing, build_model
-from lighthubert_hf.training.finetuning.recipe import FreezingSection, PretrainedSection
+from lighthubert_hf.training.finetuning.recipe import CtcRecipe, FreezingSection, PretrainedSection
 from lighthubert_hf.training.finetuning.run import finetune
 from lighthubert_hf.training.finetuning.trainer import last_complete_checkpoint, load_data_state
 from lighthubert_hf.training.synthetic.speech import synthesise_corpus

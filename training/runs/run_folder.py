@@ -8,8 +8,9 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from lighthubert_hf.training.distillation.checkpoint import remove_partial
-from lighthubert_hf.training.recipe import Recipe
+from lighthubert_hf.training.recipes.sections import Recipe
+
+from .checkpoints import remove_partial
 
 # What may change between two lives of a run without changing what it computes.
 FREE_TO_CHANGE = (

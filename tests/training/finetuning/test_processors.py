@@ -11,15 +11,11 @@ from torch.nn import functional as F
 from transformers import Wav2Vec2FeatureExtractor
 
 from lighthubert_hf import LightHubertConfig, LightHubertForCTC
-from lighthubert_hf.training.audio.labelled import SpeechExample
-from lighthubert_hf.training.finetuning.ctc_data import (
-    CtcCollator,
-    build_processor,
-    characters,
-    frames_needed,
-    load_processor,
-)
-from lighthubert_hf.training.finetuning.ctc_decoding import transcriptions
+from lighthubert_hf.training.audio.examples import SpeechExample
+from lighthubert_hf.training.finetuning.ctc import CtcCollator
+from lighthubert_hf.training.finetuning.decoding import transcriptions
+from lighthubert_hf.training.finetuning.processors import build_processor, characters, load_processor
+from lighthubert_hf.training.tasks.ctc import frames_needed
 
 ALPHABET = "abcdéß'"
 PROCESSOR = build_processor(characters([ALPHABET, "a b"]))

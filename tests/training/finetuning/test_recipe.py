@@ -4,9 +4,8 @@ import pytest
 import yaml
 
 from lighthubert_hf.training.finetuning.recipe import FineTuningRecipe
-from lighthubert_hf.training.finetuning.recipes import load_finetuning_recipe
 from lighthubert_hf.training.finetuning.run import finetune
-from lighthubert_hf.training.recipe import parse_recipe, shipped_recipes
+from lighthubert_hf.training.recipes.loading import load_recipe, parse_recipe, shipped_recipes
 
 MINIMAL = {
     "name": "x",
@@ -29,32 +28,32 @@ def file(tmp_path):
 
 @pytest.mark.parametrize("name", shipped_recipes(FineTuningRecipe))
 def test_shipped_recipes_are_valid(name):
-    recipe = load_finetuning_recipe(name)
+    recipe = load_recipe(FineTuningRecipe, name)
     assert recipe.name == name
-    assert parse_recipe(recipe.model_dump(mode="json"), type(recipe)) == recipe
+    assert parse_recipe(type(recipe), recipe.model_dump(mode="json")) == recipe
 
 
 @pytest.mark.parametrize("twin", [name for name in shipped_recipes(FineTuningRecipe) if name.endswith("-tiny")])
 def test_a_tiny_twin_uses_what_the_real_recipe_uses(twin):
-    real, tiny = (load_finetuning_recipe(name) for name in (twin.removesuffix("-tiny"), twin))
+    real, tiny = (load_recipe(FineTuningRecipe, name) for name in (twin.removesuffix("-tiny"), twin))
     assert real.task == tiny.task
     assert real.model_fields_set - {"description"} == tiny.model_fields_set
 
 
 def test_an_unknown_task_is_named():
     with pytest.raises(ValueError, match="'task' must be one of ctc, classification, verification, diarization"):
-        load_finetuning_recipe("finetune-ctc-tiny", ["task=asr"])
+        load_recipe(FineTuningRecipe, "finetune-ctc-tiny", ["task=asr"])
 
 
 def test_the_tiny_recipe_runs(tmp_path):
-    recipe = load_finetuning_recipe("finetune-ctc-tiny", [f"output_dir={tmp_path}", "training.steps=4"])
+    recipe = load_recipe(FineTuningRecipe, "finetune-ctc-tiny", [f"output_dir={tmp_path}", "training.steps=4"])
     metrics = finetune(recipe, quiet=True)
     assert metrics["evaluation"].keys() == {"validation", "test_sentences", "test_voice"}
 
 
 def test_overrides(file):
-    recipe = load_finetuning_recipe(
-        file, ["model.from_scratch=true", "data.evaluation.held_out.0.split=dev", "lora={}"]
+    recipe = load_recipe(
+        FineTuningRecipe, file, ["model.from_scratch=true", "data.evaluation.held_out.0.split=dev", "lora={}"]
     )
     assert recipe.model.from_scratch
     assert recipe.data.evaluation["held_out"][0].split == "dev"
@@ -74,7 +73,7 @@ def test_overrides(file):
 )
 def test_mistakes_are_one_clear_line(file, override, words):
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the words are checked below)
-        load_finetuning_recipe(file, [override])
+        load_recipe(FineTuningRecipe, file, [override])
     message = str(error.value)
     assert "\n" not in message
     for word in words:

@@ -4,22 +4,77 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCTC, PreTrainedModel, Wav2Vec2Processor
+import torch
+from transformers import AutoModelForCTC, PretrainedConfig, PreTrainedModel, Wav2Vec2Processor
 
-from lighthubert_hf.training.audio.labelled import SpeechExample
+from lighthubert_hf.metrics import CharacterErrorRate, WordErrorRate
+from lighthubert_hf.model.feature_encoder import conv_output_lengths
+from lighthubert_hf.training.audio.batching import Batch
+from lighthubert_hf.training.audio.examples import SpeechExample
+from lighthubert_hf.training.audio.padding import pad_waveforms, shortest_input
 from lighthubert_hf.training.audio.sources import AudioSource
+from lighthubert_hf.training.tasks.ctc import frames_needed
 
 from .beam_search import BeamSearch
-from .ctc_data import CtcCollator, build_processor, characters, load_processor
-from .ctc_decoding import transcribe
-from .ctc_trainer import CtcTrainer, error_rates
+from .decoding import greedy_ids, transcribe, transcriptions
+from .processors import build_processor, characters, load_processor
 from .task import FineTuningTask
-from .trainer import SpeechTrainer
+from .trainer import Row, SpeechTrainer
 
 SYNTHETIC_HELD_OUT = ("validation", "test_sentences", "test_voice")
 
 
-class CtcTask(FineTuningTask):
+class CtcCollator:
+    """Examples to a padded batch with `labels` `(rows, longest)`, -100 where padded.
+
+    Args:
+        processor: Its tokenizer makes the labels.
+        config: The model's, for the frames it makes of a waveform.
+    """
+
+    def __init__(self, processor: Wav2Vec2Processor, config: PretrainedConfig):
+        self.tokenizer, self.config = processor.tokenizer, config
+        self.min_samples = shortest_input(config)
+
+    def labels(self, text: str) -> list[int]:
+        return self.tokenizer(text).input_ids
+
+    def is_possible(self, example: SpeechExample) -> bool:
+        """Whether the transcript fits the frames. CTC's loss is infinite otherwise."""
+        frames = conv_output_lengths(len(example.waveform), self.config)
+        return frames >= max(1, frames_needed(self.labels(example.text)))
+
+    def __call__(self, examples: list[SpeechExample]) -> Batch:
+        batch = pad_waveforms([example.waveform for example in examples], self.min_samples)
+        rows = [self.labels(example.text) for example in examples]
+        labels = torch.full((len(rows), max(1, *map(len, rows))), -100)
+        for row, ids in enumerate(rows):
+            labels[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+        return {**batch, "labels": labels}
+
+
+class CtcTrainer(SpeechTrainer):
+    """Scores `loss`, `wer` and `cer`. Only token ids leave the device, and frames of padding are blanks."""
+
+    def predict_rows(self, examples: list[SpeechExample], batch: Batch) -> list[Row]:
+        outputs = self.model(**batch)
+        texts = transcriptions(greedy_ids(self.model, outputs.logits, batch["attention_mask"]), self.processor)
+        return [(outputs.loss.item(), example.text, text) for example, text in zip(examples, texts, strict=True)]
+
+    def score(self, rows: list[Row]) -> dict[str, float]:
+        losses, references, predictions = zip(*rows, strict=True)
+        return {"loss": sum(losses) / len(losses), **error_rates(predictions, references)}
+
+
+def error_rates(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """`wer` and `cer` over all words and characters of the set."""
+    rates = {}
+    for metric in (WordErrorRate(), CharacterErrorRate()):
+        rates |= metric.compute(predictions=list(predictions), references=list(references))
+    return rates
+
+
+class CtcFineTuning(FineTuningTask):
     auto_class, trainer_class = AutoModelForCTC, CtcTrainer
     scores = {"cer": "character error rate (%)", "wer": "word error rate (%)"}  # noqa: RUF012
     hub_task, hub_task_name = "automatic-speech-recognition", "speech recognition"

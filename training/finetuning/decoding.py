@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel, Wav2Vec2Processor
 
-from lighthubert_hf.training.audio.labelled import SpeechExample, batches_of_similar_length, pad_waveforms
+from lighthubert_hf.training.audio.examples import SpeechExample
+from lighthubert_hf.training.audio.padding import batches_of_similar_length, pad_waveforms
 
 from .trainer import padded_seconds
 

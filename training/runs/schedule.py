@@ -3,7 +3,7 @@
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lighthubert_hf.training.recipe import ScheduleSection
+from lighthubert_hf.training.recipes.sections import ScheduleSection
 
 
 def learning_rate_scale(step: int, num_steps: int, settings: ScheduleSection) -> float:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lighthubert_hf.training.recipe import ScheduleSection
-from lighthubert_hf.training.running.schedule import learning_rate_scale, make_scheduler
+from lighthubert_hf.training.recipes.sections import ScheduleSection
+from lighthubert_hf.training.runs.schedule import learning_rate_scale, make_scheduler
 
 TRI = ScheduleSection(kind="tri_stage", warmup=0.1, hold=0.5, initial_scale=0.01, final_scale=0.05)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lighthubert_hf.training.superb.losses import am_softmax, pit_bce
+from lighthubert_hf.training.tasks.diarization import pit_bce
+from lighthubert_hf.training.tasks.verification import am_softmax
 
 
 def test_am_softmax_by_hand():

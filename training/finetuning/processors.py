@@ -1,16 +1,13 @@
-"""Text for CTC: a vocabulary of characters, the processor that carries it, and rows that can be aligned at all."""
+"""Processors: what turns waveforms and texts into a model's input, and a vocabulary of characters."""
 
 import json
 import tempfile
 from collections.abc import Iterable
-from itertools import pairwise
 from pathlib import Path
 
-import torch
-from transformers import PretrainedConfig, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
-from lighthubert_hf.model.feature_encoder import conv_output_lengths
-from lighthubert_hf.training.audio.labelled import SAMPLING_RATE, Batch, SpeechExample, pad_waveforms, shortest_input
+from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
 
 BLANK, UNKNOWN, WORD_DELIMITER = "<pad>", "<unk>", "|"
 
@@ -67,37 +64,3 @@ def load_processor(name: str) -> Wav2Vec2Processor:
             "leave vocabulary empty to build one"
         )
     return processor
-
-
-def frames_needed(labels: list[int]) -> int:
-    """Fewest frames CTC can align `labels` to: one a label, and a blank between equal neighbours."""
-    return len(labels) + sum(a == b for a, b in pairwise(labels))
-
-
-class CtcCollator:
-    """Examples to a padded batch with `labels` `(rows, longest)`, -100 where padded.
-
-    Args:
-        processor: Its tokenizer makes the labels.
-        config: The model's, for the frames it makes of a waveform.
-    """
-
-    def __init__(self, processor: Wav2Vec2Processor, config: PretrainedConfig):
-        self.tokenizer, self.config = processor.tokenizer, config
-        self.min_samples = shortest_input(config)
-
-    def labels(self, text: str) -> list[int]:
-        return self.tokenizer(text).input_ids
-
-    def is_possible(self, example: SpeechExample) -> bool:
-        """Whether the transcript fits the frames. CTC's loss is infinite otherwise."""
-        frames = conv_output_lengths(len(example.waveform), self.config)
-        return frames >= max(1, frames_needed(self.labels(example.text)))
-
-    def __call__(self, examples: list[SpeechExample]) -> Batch:
-        batch = pad_waveforms([example.waveform for example in examples], self.min_samples)
-        rows = [self.labels(example.text) for example in examples]
-        labels = torch.full((len(rows), max(1, *map(len, rows))), -100)
-        for row, ids in enumerate(rows):
-            labels[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-        return {**batch, "labels": labels}

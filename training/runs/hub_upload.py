@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 
 from lighthubert_hf.hub.publishing import push_folder
 from lighthubert_hf.hub.upload import one_line_errors
-from lighthubert_hf.training.recipe import HubSection
+from lighthubert_hf.training.recipes.sections import HubSection
 
 logger = logging.getLogger(__name__)
 

@@ -7,16 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lighthubert_hf.training.audio.labelled import (
-    SAMPLING_RATE,
-    DoesNotFit,
-    MemoryBatches,
-    SpeechExample,
-    StreamedBatches,
-    batches_of_similar_length,
-    pad_waveforms,
-    read_examples,
-)
+from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
+from lighthubert_hf.training.audio.example_batches import MemoryBatches, StreamedBatches
+from lighthubert_hf.training.audio.examples import MemoryOverflow, SpeechExample, read_examples
+from lighthubert_hf.training.audio.padding import batches_of_similar_length, pad_waveforms
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.synthetic.speech import synthesise_corpus
 
@@ -123,7 +117,7 @@ def test_sources_share_the_minutes_by_weight(corpus):
 
 
 def test_too_much_for_the_memory(corpus):
-    with pytest.raises(DoesNotFit, match=r"more than 0\.0001 GB"):
+    with pytest.raises(MemoryOverflow, match=r"more than 0\.0001 GB"):
         read_examples([AudioSource(corpus, text_column="text")], max_gigabytes=1e-4, progress=False)
 
 

@@ -14,11 +14,11 @@ import torch
 from transformers import HubertForCTC, TrainingArguments
 
 from lighthubert_hf import LightHubertConfig, LightHubertForCTC
-from lighthubert_hf.training.audio.labelled import SpeechExample
-from lighthubert_hf.training.finetuning.ctc_data import CtcCollator, build_processor, characters
-from lighthubert_hf.training.finetuning.ctc_decoding import transcribe
-from lighthubert_hf.training.finetuning.ctc_trainer import CtcTrainer, error_rates
-from lighthubert_hf.training.recipe import ScheduleSection
+from lighthubert_hf.training.audio.examples import SpeechExample
+from lighthubert_hf.training.finetuning.ctc import CtcCollator, CtcTrainer, error_rates
+from lighthubert_hf.training.finetuning.decoding import transcribe
+from lighthubert_hf.training.finetuning.processors import build_processor, characters
+from lighthubert_hf.training.recipes.sections import ScheduleSection
 from lighthubert_hf.training.synthetic.speech import synthesise_corpus
 
 TEXTS = ("a bird sings", "two dogs", "water", "the red house never sleeps", "a b")
@@ -111,7 +111,7 @@ def test_two_processes_train_the_same_model_and_agree_on_the_scores(tmp_path):
         from lighthubert_hf.training.finetuning import run as finetuning
         from lighthubert_hf.training.finetuning.ctc_recipe import CtcRecipe
         sys.path.insert(0, {str(Path(__file__).parents[3])!r})
-        from tests.training.finetuning.test_finetuning import make_recipe
+        from tests.training.finetuning.test_run import make_recipe
         trainers = []
         make = finetuning._trainer
         finetuning._trainer = lambda *args: trainers.append(make(*args)) or trainers[-1]
@@ -140,7 +140,7 @@ def test_two_processes_train_the_same_model_and_agree_on_the_scores(tmp_path):
     metrics = json.loads(done.stdout.strip().splitlines()[-1])
     assert metrics["steps"] == 4
 
-    from lighthubert_hf.training.audio.labelled import read_examples
+    from lighthubert_hf.training.audio.examples import read_examples
     from lighthubert_hf.training.audio.sources import AudioSource
 
     source = AudioSource(str(tmp_path / "corpus"), "test_sentences", text_column="text")

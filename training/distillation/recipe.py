@@ -1,0 +1,214 @@
+"""The recipe of one stage of distillation."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, field_validator
+from pydantic import model_validator as checked
+
+from lighthubert_hf.training.distillation.objectives.armhubert import ArmHubertObjectiveSection
+from lighthubert_hf.training.distillation.objectives.distilhubert import DistilHubertObjectiveSection
+from lighthubert_hf.training.distillation.objectives.dphubert import DPHubertObjectiveSection
+from lighthubert_hf.training.distillation.objectives.lighthubert import LightHubertObjectiveSection
+from lighthubert_hf.training.recipes.sections import (
+    CheckpointSection,
+    HubSection,
+    LoggingSection,
+    NonNegativeInt,
+    OptimizerSection,
+    PositiveInt,
+    Probability,
+    Recipe,
+    ScheduleSection,
+    Section,
+    Share,
+    SourceSection,
+    SubnetSection,
+)
+
+
+class TeacherSection(Section):
+    """The frozen model to learn from: any HuBERT, wav2vec2, WavLM or data2vec-audio."""
+
+    path: str | None = Field(None, description="Hub id or folder")
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    random_config: dict[str, Any] | None = Field(
+        None,
+        description="instead of `path`: HubertConfig fields of a randomly initialised teacher, to try a recipe out",
+    )
+
+    @checked(mode="after")
+    def _one_source(self):
+        if (self.path is None) == (self.random_config is None):
+            raise ValueError("give exactly one of teacher.path and teacher.random_config")
+        return self
+
+
+class SpaceSection(Section):
+    """The choices of a supernet, see `SearchSpace`."""
+
+    hidden_size: list[PositiveInt]
+    num_attention_heads: list[PositiveInt]
+    ffn_ratio: list[PositiveFloat]
+    num_hidden_layers: list[PositiveInt]
+
+
+class StudentSection(Section):
+    """What is trained: a supernet, or, with `subnet` or without any space, a static model."""
+
+    init: str = Field("teacher", description="'teacher' (its weights), 'random', or a LightHuBERT folder or Hub id")
+    revision: str | None = None
+    search_space: Literal["small", "base"] | SpaceSection | None = Field(
+        None, description="None: the space stored with `init`"
+    )
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="LightHubertConfig fields that differ from the teacher's, or from `init`'s"
+    )
+    subnet: Literal["smallest", "default", "largest"] | SubnetSection | None = Field(
+        None, description="train only this subnet, extracted from `init` beforehand"
+    )
+    freeze_feature_encoder: bool = False
+
+    @checked(mode="after")
+    def _nothing_random_is_frozen(self):
+        if self.freeze_feature_encoder and self.init == "random":
+            raise ValueError("student.freeze_feature_encoder would keep a random front end: set student.init=teacher")
+        return self
+
+
+ObjectiveSection = Annotated[
+    LightHubertObjectiveSection | DPHubertObjectiveSection | ArmHubertObjectiveSection | DistilHubertObjectiveSection,
+    Field(discriminator="name"),
+]
+
+
+class MaskingSection(Section):
+    """Time masks of the student's features, as in wav2vec 2.0."""
+
+    probability: Probability = 0.65
+    length: PositiveInt = 10
+    min_masks: NonNegativeInt = 2
+
+
+Knob = Literal["ffn_ratio", "num_attention_heads", "hidden_size", "num_hidden_layers"]
+
+
+class PhaseSection(Section):
+    """From `from_step` on, the knobs in `open` vary; the others stay at their largest (progressive shrinking)."""
+
+    from_step: NonNegativeInt
+    open: list[Knob]
+
+
+class SamplerSection(Section):
+    """Which subnets a step trains."""
+
+    kind: Literal["largest", "random", "sandwich"] = "random"
+    num_random: PositiveInt = Field(1, description="random subnets per step (of 'random' and 'sandwich')")
+    in_place_weight: Share = Field(
+        0.0,
+        description="share of a subnet's loss that is its distance to the largest subnet's prediction ('sandwich')",
+    )
+    phases: list[PhaseSection] = Field([])
+
+    @checked(mode="after")
+    def _consistent(self):
+        if self.in_place_weight and self.kind != "sandwich":
+            raise ValueError("sampler.in_place_weight needs sampler.kind=sandwich, which trains the largest subnet")
+        starts = [phase.from_step for phase in self.phases]
+        if starts and (starts[0] != 0 or starts != sorted(set(starts))):
+            raise ValueError(f"sampler.phases must start at step 0 and ascend, got from_step {starts}")
+        return self
+
+
+def _holding_a_crop(section, name: str):
+    if section.batch_seconds < section.crop_seconds:
+        raise ValueError(
+            f"{name}.batch_seconds ({section.batch_seconds:g}) must hold at least one crop of {name}.crop_seconds "
+            f"({section.crop_seconds:g})"
+        )
+    return section
+
+
+class DataSection(Section):
+    """The training stream, see `training_loader`. `batch_seconds` is per process and forward."""
+
+    sources: list[SourceSection] = Field([])
+    synthetic_minutes: PositiveFloat | None = Field(
+        None, description="instead of `sources`: minutes of synthetic speech, made at the start, to try a recipe out"
+    )
+    batch_seconds: PositiveFloat = 60.0
+    crop_seconds: PositiveFloat = 15.6
+    min_seconds: PositiveFloat = 0.5
+    num_workers: NonNegativeInt = 2
+    window_size: PositiveInt = 256
+    shuffle_window: PositiveInt = 1000
+    num_open_shards: PositiveInt = 4
+    equal_lengths: bool | None = Field(
+        None, description="crop a batch to its shortest row; None: if the teacher needs it"
+    )
+    max_broken_share: Share = 0.05
+
+    @checked(mode="after")
+    def _one_kind(self):
+        if bool(self.sources) == (self.synthetic_minutes is not None):
+            raise ValueError("give exactly one of data.sources and data.synthetic_minutes")
+        return _holding_a_crop(self, "data")
+
+
+class ValidationSection(Section):
+    """Loss of the smallest, default, largest and a few random subnets on held-out audio."""
+
+    sources: list[SourceSection] = Field([], description="empty: the validation split of synthetic speech")
+    every: PositiveInt = 5000
+    batch_seconds: PositiveFloat = 60.0
+    crop_seconds: PositiveFloat = 15.6
+    max_examples: PositiveInt | None = 500
+    num_random: NonNegativeInt = 3
+
+    @checked(mode="after")
+    def _holds_a_crop(self):
+        return _holding_a_crop(self, "validation")
+
+
+class TrainingSection(Section):
+    steps: PositiveInt
+    accumulation: PositiveInt = Field(1, description="batches per process and optimiser step")
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
+    max_skipped_in_a_row: PositiveInt = Field(100, description="stop after this many non-finite steps in a row")
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value):
+        return "no" if value is False else value  # YAML reads a bare `no` as false
+
+
+class DistillationRecipe(Recipe):
+    """One stage of distillation."""
+
+    shipped_in = "distillation"
+
+    teacher: TeacherSection
+    student: StudentSection = StudentSection()
+    objective: ObjectiveSection = LightHubertObjectiveSection()
+    masking: MaskingSection | None = MaskingSection()
+    sampler: SamplerSection = SamplerSection()
+    data: DataSection
+    validation: ValidationSection | None = None
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    training: TrainingSection
+    checkpoint: CheckpointSection = CheckpointSection()
+    logging: LoggingSection = LoggingSection()
+    hub: HubSection | None = None
+
+    @checked(mode="after")
+    def _consistent(self):
+        if self.objective.name == "armhubert" and self.masking is None:
+            raise ValueError("objective armhubert learns from masked audio: give the section masking")
+        if self.objective.name == "lighthubert" and self.masking is None and not self.objective.unmasked_weight:
+            raise ValueError("without masking no frame counts: set objective.unmasked_weight above 0")
+        if self.validation and not self.validation.sources and self.data.synthetic_minutes is None:
+            raise ValueError("validation.sources is empty; name held-out audio or remove the section validation")
+        return self
