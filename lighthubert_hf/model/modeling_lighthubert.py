@@ -356,6 +356,14 @@ class LightHubertPreTrainedModel(PreTrainedModel):
         self.post_init()
 
     @property
+    def padding_invariant(self) -> bool:
+        """Whether a row of a padded batch, with an `attention_mask`, comes out as it would alone, on its valid frames.
+
+        Always: a group norm's statistics are of a row's own samples, and attention sees valid frames only.
+        """
+        return True
+
+    @property
     def search_space(self) -> SearchSpace | None:
         """The subnets this model offers; `None` if it is static."""
         return None if self.config.search_space is None else SearchSpace.from_dict(self.config.search_space)

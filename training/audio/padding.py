@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from lighthubert_hf.model.feature_encoder import receptive_field
+from lighthubert_hf.padding import is_padding_invariant
 
 from .batching import Batch
 from .decoding import SAMPLING_RATE
@@ -25,6 +26,11 @@ def batches_of_similar_length(lengths: Sequence[int], batch_seconds: float) -> l
             batch = []
         batch.append(int(index))
     return [*batches, batch] if batch else batches
+
+
+def seconds_together(model: PreTrainedModel, batch_seconds: float) -> float:
+    """How much audio to run as one batch: `batch_seconds`, or 0 (each waveform alone) if padding changes features."""
+    return batch_seconds if is_padding_invariant(model) else 0.0
 
 
 def shortest_input(config: PretrainedConfig) -> int:

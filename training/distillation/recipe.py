@@ -145,7 +145,7 @@ class DataSection(Section):
     shuffle_window: PositiveInt = 1000
     num_open_shards: PositiveInt = 4
     equal_lengths: bool | None = Field(
-        None, description="crop a batch to its shortest row; None: if the teacher needs it"
+        None, description="crop a batch to its shortest row; None: if padding changes the teacher's features"
     )
     max_broken_share: Share = 0.05
 

@@ -152,7 +152,7 @@ class _Run:
         training, validation = _sources(recipe, self.accelerator)
         equal_lengths = recipe.data.equal_lengths
         if equal_lengths is None:
-            equal_lengths = self.model.teacher.padding_matters
+            equal_lengths = not self.model.teacher.padding_invariant
         shared = {
             "rank": self.accelerator.process_index,
             "world_size": self.accelerator.num_processes,

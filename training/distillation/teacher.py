@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, HubertConfig, HubertModel, PreTrainedModel
 
 from lighthubert_hf import LightHubertModel
+from lighthubert_hf.padding import is_padding_invariant
 from lighthubert_hf.training.distillation.objectives.base import TeacherOutput, TeacherRequest
 
 from .own_form import own_form
@@ -59,12 +60,12 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
         self.request = request
-        self.padding_matters = getattr(self.config, "feat_extract_norm", None) == "group"
         self._captured: dict[int | str, torch.Tensor] = {}
         self._check()
         form = None if as_it_is else own_form(model)
         if form is not None:
             self.model = form
+        self.padding_invariant = is_padding_invariant(self.model)
         for index in request.layer_results:
             dense = self.model.encoder.layers[index].feed_forward.output_dense
             dense.register_forward_hook(self._capture(index))
@@ -95,10 +96,9 @@ class Teacher:
             attention_mask: `(batch, samples)`, 1 for samples, 0 for padding on the right; `None`: no padding.
             mask_time_indices: `(batch, frames)`, frames to hide behind the teacher's own mask embedding.
 
-        With transformers' group-norm extractors padding would change every frame: rows of equal length run together,
-        unpadded.
+        Of a model whose features padding changes, rows of equal length run together, unpadded.
         """
-        if attention_mask is None or not self.padding_matters or isinstance(self.model, LightHubertModel):
+        if attention_mask is None or self.padding_invariant:
             return self._run(input_values, attention_mask, mask_time_indices)
         lengths = attention_mask.sum(-1)
         pieces: list[tuple[torch.Tensor, TeacherOutput]] = []

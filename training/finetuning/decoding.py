@@ -6,9 +6,7 @@ import torch
 from transformers import PreTrainedModel, Wav2Vec2Processor
 
 from lighthubert_hf.training.audio.examples import SpeechExample
-from lighthubert_hf.training.audio.padding import batches_of_similar_length, pad_waveforms
-
-from .trainer import padded_seconds
+from lighthubert_hf.training.audio.padding import batches_of_similar_length, pad_waveforms, seconds_together
 
 
 def greedy_ids(model: PreTrainedModel, logits: torch.Tensor, attention_mask: torch.Tensor) -> torch.LongTensor:
@@ -43,7 +41,7 @@ def transcribe(
     model.eval()
     texts = [""] * len(examples)
     lengths = [len(example.waveform) for example in examples]
-    for indices in batches_of_similar_length(lengths, padded_seconds(model.config, batch_seconds)):
+    for indices in batches_of_similar_length(lengths, seconds_together(model, batch_seconds)):
         batch = pad_waveforms([examples[index].waveform for index in indices])
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         logits = model(**batch).logits

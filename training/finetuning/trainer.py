@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, ProcessorMixin, Trainer, TrainerCallback
+from transformers import ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from lighthubert_hf.training.audio.batching import Batch
 from lighthubert_hf.training.audio.examples import SpeechExample
-from lighthubert_hf.training.audio.padding import batches_of_similar_length
+from lighthubert_hf.training.audio.padding import batches_of_similar_length, seconds_together
 from lighthubert_hf.training.recipes.sections import ScheduleSection
 from lighthubert_hf.training.runs.schedule import make_scheduler
 
@@ -20,14 +20,6 @@ from .model import head_parameters
 
 DATA_STATE = "data_state.json"
 Row = tuple[Any, ...]
-
-
-def padded_seconds(config: PretrainedConfig, batch_seconds: float) -> float:
-    """`batch_seconds`, or 0 for models that must see every utterance alone.
-
-    A group-norm front end mixes padding into every frame.
-    """
-    return 0.0 if config.feat_extract_norm == "group" else batch_seconds
 
 
 class EvaluationBatches:
@@ -102,7 +94,7 @@ class SpeechTrainer(Trainer):
         return EvaluationBatches(
             self.eval_dataset if eval_dataset is None else eval_dataset,
             self.collate,
-            padded_seconds(self.model.config, self.eval_batch_seconds),
+            seconds_together(self.model, self.eval_batch_seconds),
             self.args.process_index,
             self.args.world_size,
         )

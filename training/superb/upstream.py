@@ -17,7 +17,7 @@ from lighthubert_hf.loading import load_encoder
 from lighthubert_hf.model.feature_encoder import receptive_field
 from lighthubert_hf.model.search_space import Subnet
 from lighthubert_hf.training.audio.decoding import normalise
-from lighthubert_hf.training.audio.padding import batches_of_similar_length, pad_waveforms
+from lighthubert_hf.training.audio.padding import batches_of_similar_length, pad_waveforms, seconds_together
 
 # Part of every fingerprint: raise it when the same weights give other features.
 FEATURES_VERSION = 1
@@ -61,7 +61,6 @@ class Upstream:
         self.stride = math.prod(model.config.conv_stride)
         self.field = receptive_field(model.config)
         self.fingerprint = self._fingerprint()
-        self._padding_matters = getattr(model.config, "feat_extract_norm", None) == "group"
 
     @property
     def parameters(self) -> int:
@@ -82,13 +81,13 @@ class Upstream:
 
         Args:
             waveforms: `(samples,)` each, 16 kHz, as recorded; one too short for a frame is padded to one.
-            batch_seconds: Audio that runs together. A model whose features depend on padding (a group-norm front
-                end) sees every waveform by itself.
+            batch_seconds: Audio that runs together. A model whose features depend on padding (transformers'
+                own with a group norm) sees every waveform by itself.
         """
         waveforms = [normalise(waveform) if self.normalised else waveform for waveform in waveforms]
         results: list[torch.Tensor] = [torch.empty(0)] * len(waveforms)
         lengths = [len(waveform) for waveform in waveforms]
-        for indices in batches_of_similar_length(lengths, 0.0 if self._padding_matters else batch_seconds):
+        for indices in batches_of_similar_length(lengths, seconds_together(self.model, batch_seconds)):
             for index, states in zip(indices, self._run([waveforms[index] for index in indices]), strict=True):
                 results[index] = states
         return results

@@ -54,6 +54,12 @@ def test_padding_does_not_change_what_the_teacher_says(norm):
         torch.testing.assert_close(together.hidden_states[2][row, :frames], alone.hidden_states[2][0])
 
 
+def test_batches_are_padded_if_the_teacher_says_that_it_changes_nothing():
+    for family, norm, expected in [("hubert", "group", True), ("wavlm", "layer", True), ("wavlm", "group", False)]:
+        teacher = Teacher(make_encoder(family, feat_extract_norm=norm), TeacherRequest(hidden_states=(1,)))
+        assert teacher.padding_invariant is expected
+
+
 def test_masks_use_the_teachers_own_embedding():
     model = make_encoder("hubert", mask_time_prob=0.1)
     teacher = Teacher(model, TeacherRequest(hidden_states=(0,), masked=True))
