@@ -11,8 +11,9 @@ import pytest
 import typer
 
 from lighthubert_hf.cli import app
-from lighthubert_hf.training.finetuning.recipes import load_finetuning_recipe
-from lighthubert_hf.training.recipe import load_recipe
+from lighthubert_hf.training.distillation.recipe import DistillationRecipe
+from lighthubert_hf.training.finetuning.recipe import FineTuningRecipe
+from lighthubert_hf.training.recipes.loading import load_recipe
 
 from .guides import GUIDES, ROOT, blocks, inline_code, shell_lines
 
@@ -80,11 +81,11 @@ def check_command(words: list[str], where: str) -> None:
 
 def check_recipe(name: str, arguments: list[str], where: str) -> None:
     """A recipe given by name, not by file, is shipped and takes the overrides that stand there in full."""
-    load = {"distill": load_recipe, "finetune": load_finetuning_recipe}[name]
+    kind = {"distill": DistillationRecipe, "finetune": FineTuningRecipe}[name]
     recipe, *overrides = [argument for argument in arguments if not argument.startswith("-")]
     if re.fullmatch(r"[a-z0-9-]+", recipe):
         try:
-            load(recipe, [override for override in overrides if "…" not in override])
+            load_recipe(kind, recipe, [override for override in overrides if "…" not in override])
         except ValueError as error:
             pytest.fail(f"{where}: {error}")
 

@@ -1,8 +1,7 @@
 """Loading recipes of any kind: YAML with overrides in, a validated recipe out.
 
 `load_recipe` reads a file, shipped or of the user's own, applies `key=value` overrides, and turns any mistake into one
-line that names the key and the remedy. What a recipe holds is said by its kind:
-`DistillationRecipe`,
+line that names the key and the remedy. What a recipe holds is said by its kind: `DistillationRecipe`,
 `FineTuningRecipe`.
 """
 
