@@ -1,7 +1,12 @@
 """Whether rows of different lengths may run together."""
 
+from typing import TYPE_CHECKING
 
-def is_padding_invariant(model) -> bool:
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def is_padding_invariant(model: "PreTrainedModel") -> bool:
     """Whether a row of a padded batch, with an `attention_mask`, comes out as it would alone, on its valid frames.
 
     LightHuBERTs say so themselves. Of other encoders (HuBERT, wav2vec 2.0, WavLM) those are that normalise within

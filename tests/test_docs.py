@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import click
 import pytest
 import typer
 
+import lighthubert_hf
 from lighthubert_hf.cli import app
 from lighthubert_hf.training.distillation.recipe import DistillationRecipe
 from lighthubert_hf.training.finetuning.recipe import FineTuningRecipe
@@ -20,7 +22,7 @@ from .guides import GUIDES, ROOT, blocks, inline_code, shell_lines
 HERE = ("model.md",)  # run from top to bottom, in an empty folder
 ELSEWHERE = {  # by the tests of their subject, which bring what they need
     "publishing.md": "hub/test_docs.py",
-    "finetuning.md": "training/finetuning/test_finetuning.py",
+    "finetuning.md": "training/finetuning/test_run.py",
     "search.md": "training/distillation/test_search_docs.py",
 }
 COMMANDS = typer.main.get_command(app).commands
@@ -106,7 +108,7 @@ def test_commands_in_sentences_exist(path):
             check_command(words[:2], path.name)
         elif words[0] == "python" and len(words) > 1 and words[1].startswith("benchmarks/"):
             check_options(words[1], words, path.name)
-        elif words[0] == "lighthubert" and len(words) > 1 and words[1] not in ("…", "--help"):
+        elif words[0] == "lighthubert" and len(words) > 1 and words[1] not in ("…", "COMMAND", "--help"):
             assert words[1] in COMMANDS, f"{path.name}: `{code}`: there is no command {words[1]}"
             options = {option for parameter in COMMANDS[words[1]].params for option in parameter.opts}
             options |= {option for parameter in COMMANDS[words[1]].params for option in parameter.secondary_opts}
@@ -120,6 +122,21 @@ def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_speeds_in_the_readme_are_the_measured_ones():
+    measured = json.loads((ROOT / "benchmarks/results/inference.json").read_text())["settings"]
+    (contenders,) = (run["contenders"] for run in measured if run["batch"] == 1 and run["seconds"] == 10)
+    rows = re.findall(r"\| (\d+) ms \| ([\d.]+) \|", (ROOT / "README.md").read_text(encoding="utf-8"))
+    names = ("ours, 27M default", "ours, 11M smallest", "transformers HubertModel, the 27M", "original, 27M default")
+    chosen = [contenders[name] for name in (*names, "HuBERT Base, 95M")]
+    assert rows == [(f"{row['median_ms']:.0f}", f"{row['times_ours']:.2f}") for row in chosen]
+
+
+def test_one_version():
+    """pyproject.toml reads the package's; the citation repeats it."""
+    assert f"\nversion: {lighthubert_hf.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert 'attr = "lighthubert_hf.__version__"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def test_site_builds():

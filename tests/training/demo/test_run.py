@@ -9,8 +9,10 @@ from lighthubert_hf.training.demo.report import render_table
 from lighthubert_hf.training.demo.run import run_demo
 from lighthubert_hf.training.demo.settings import DemoSettings
 
+from ...guides import ROOT, blocks
 
-def test_a_tiny_demo_from_nothing_to_models(tmp_path):
+
+def test_a_tiny_demo_from_nothing_to_models(tmp_path, monkeypatch):
     settings = DemoSettings.tiny()
     said = []
     results = run_demo(tmp_path / "demo", settings, say=said.append)
@@ -28,6 +30,12 @@ def test_a_tiny_demo_from_nothing_to_models(tmp_path):
         assert 0 < row["loss"] < 10
         assert row["name"] in said[-2]
     assert results["search"]["evaluated"] >= settings.search_trials
+
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(ROOT / "README.md", "python"):
+        script = block.source.replace("subnets/medium", f"subnets/{results['subnets'][0]['name']}")
+        exec(compile("\n" * block.line + script, "README.md", "exec"), {})
+    assert LightHubertModel.from_pretrained("my-subnet").config.hidden_size == 96
 
     again = run_demo(tmp_path / "demo", settings, say=said.append)
     measured = ("ms_per_second",)
