@@ -272,13 +272,13 @@ def plain_hubert(config: PreTrainedConfig) -> str:
     `to_hubert()`, which pads and renames) or "impossible"."""
     if not isinstance(config, LightHubertConfig):
         return "direct"
-    layers, width = _layers(config), config.hidden_size
+    layers = _layers(config)
     convertible = usage_of(config).auto in ("AutoModel", "AutoModelForCTC", "AutoModelForAudioClassification")
-    if config.search_space is not None or not convertible or width % config.head_dim:
+    if config.search_space is not None or not convertible:
         return "impossible"
-    if any(layer["window"] or layer["attention"] > width for layer in layers):
+    if any(layer["window"] or layer["heads"] > config.num_plain_heads for layer in layers):
         return "impossible"
-    same = not config.is_heterogeneous and layers[0]["attention"] == width
+    same = not config.is_heterogeneous and layers[0]["attention"] == config.hidden_size
     return "direct" if same and config.architectures == ["LightHubertModel"] else "converted"
 
 

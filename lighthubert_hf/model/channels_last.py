@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 # Measured: frames of output that go through all layers together, and rows of one tile (even).
@@ -100,12 +99,20 @@ def window_parts(width: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, width)) for start in range(0, width, step)]
 
 
+class Norm(NamedTuple):
+    """Scale and shift `(channels,)` of a norm, and what it adds to the variance."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    eps: float
+
+
 class Layer(NamedTuple):
     """A convolution and what follows it: bias, LayerNorm over channels, activation (writing to `out`)."""
 
     conv: PackedConv
     bias: torch.Tensor | None
-    norm: nn.LayerNorm | None
+    norm: Norm | None
     activation: Callable[..., torch.Tensor]
 
     def run(self, source: torch.Tensor, rows: int, out: torch.Tensor) -> None:
@@ -118,7 +125,7 @@ class Layer(NamedTuple):
                 tile += self.bias
             norm, normed = self.norm, tile
             if norm is not None:
-                normed = F.layer_norm(tile, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+                normed = F.layer_norm(tile, norm.weight.shape, *norm)
             self.activation(normed, out=tile)
 
 
@@ -156,27 +163,29 @@ def _buffers(convs: Sequence[PackedConv], frames: int, wave: torch.Tensor) -> li
     return [memory[index % 2][:size].view(shape) for index, (size, shape) in enumerate(zip(sizes, shapes))]
 
 
-def fold_group_norm(conv: nn.Conv1d, norm: nn.GroupNorm, wave: torch.Tensor) -> tuple[PackedConv, torch.Tensor]:
-    """Weights and bias of the convolution that gives on `wave` what `conv` and then `norm` give.
+def fold_group_norm(
+    weight: torch.Tensor, stride: int, norm: Norm, wave: torch.Tensor
+) -> tuple[PackedConv, torch.Tensor]:
+    """Weights and bias of the convolution that gives on `wave` what that of `weight` and then `norm` give.
 
     `norm` has one channel a group, so over time it is a scale and a shift of each channel. Mean and variance of a
     channel follow from the windows' mean m and covariance C as w·m and wᵀCw: no frame is computed twice.
 
     Args:
-        conv: of one input channel.
+        weight: `(channels, 1, kernel)`. A bias is gone with the mean.
         wave: `(samples,)`, the whole signal.
     """
-    frames = (wave.shape[0] - conv.kernel_size[0]) // conv.stride[0] + 1
+    kernel = weight.shape[2]
+    frames = (wave.shape[0] - kernel) // stride + 1
     offset = wave.double().mean()
-    mean, second = _window_moments(wave, offset, conv.kernel_size[0], conv.stride[0], frames)
-    weight = conv.weight[:, 0].double()
-    centred_mean = weight @ mean
-    variance = ((weight @ (second - torch.outer(mean, mean))) * weight).sum(-1).clamp(min=0)
+    mean, second = _window_moments(wave, offset, kernel, stride, frames)
+    taps = weight[:, 0].double()
+    centred_mean = taps @ mean
+    variance = ((taps @ (second - torch.outer(mean, mean))) * taps).sum(-1).clamp(min=0)
     scale = norm.weight.double() * torch.rsqrt(variance + norm.eps)
-    # A bias of the convolution is gone with the mean.
-    shift = norm.bias.double() - scale * (centred_mean + offset * weight.sum(-1))
-    scaled = (scale[:, None, None] * conv.weight).to(wave.dtype)
-    return PackedConv(scaled, conv.stride[0]), shift.to(wave.dtype)
+    shift = norm.bias.double() - scale * (centred_mean + offset * taps.sum(-1))
+    scaled = (scale[:, None, None] * weight).to(wave.dtype)
+    return PackedConv(scaled, stride), shift.to(wave.dtype)
 
 
 def _window_moments(

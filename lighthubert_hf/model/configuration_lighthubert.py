@@ -1,5 +1,6 @@
 """Configuration of LightHuBERT supernets and of the subnets cut out of them."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from huggingface_hub.dataclasses import strict
@@ -28,12 +29,16 @@ class LightHubertConfig(HubertConfig):
             Channels of one attention head. The attention is `num_attention_heads * head_dim` wide, whatever the
             width of the residual stream.
         search_space (`dict` or `SearchSpace`, *optional*):
-            The subnets that can be cut out of these weights. The sizes in the config are those of the weights.
+            The subnets that can be cut out of these weights. The sizes in the config are those of the weights. Only
+            with a choice of `conv_dim` does the front end, too, run a slice of itself.
         default_subnet (`dict` or `Subnet`, *optional*):
             The subnet that is active after loading; `SearchSpace.default` if not given.
         attention_window (`int`, *optional*):
             Width of a sliding attention window in frames: frame i attends to the frames j with
             `|i - j| <= attention_window // 2`. `None`: global attention.
+        conv_norm_per_width (`bool`, *optional*, defaults to `False`):
+            Whether each number of channels that a convolution may have brings a scale and shift of its own for the
+            LayerNorm over them (slicing channels changes what it divides by). Needs a choice of `conv_dim`.
         target_size (`int`, *optional*, defaults to 768):
             Channels of the distillation target that `LightHubertForPreTraining` predicts.
         tdnn_dim, tdnn_kernel, tdnn_dilation, xvector_output_dim:
@@ -51,6 +56,7 @@ class LightHubertConfig(HubertConfig):
     search_space: dict | SearchSpace | None = None
     default_subnet: dict | Subnet | None = None
     attention_window: int | None = None
+    conv_norm_per_width: bool = False
     target_size: int = 768
     tdnn_dim: list[int] | tuple[int, ...] = (512, 512, 512, 512, 1500)
     tdnn_kernel: list[int] | tuple[int, ...] = (5, 3, 3, 1, 1)
@@ -63,10 +69,19 @@ class LightHubertConfig(HubertConfig):
             self.search_space = space.to_dict()
             subnet = self.default_subnet if self.default_subnet is not None else space.default()
             subnet = subnet if isinstance(subnet, Subnet) else Subnet.from_dict(subnet)
-            self.default_subnet = subnet.to_dict()
+            self.default_subnet = self.canonical(subnet).to_dict()
         super().__post_init__(**kwargs)
         # @strict calls the validator too, but wraps its error into one that is no ValueError.
         self.validate_architecture()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers', but a `search_space` or `default_subnet` among `kwargs` is checked, not only stored.
+
+        So `from_pretrained(folder, search_space=...)` gives the same weights another space.
+        """
+        given = {name: kwargs.pop(name) for name in ("search_space", "default_subnet") if name in kwargs}
+        return super().from_dict(config_dict | given, **kwargs)
 
     def _space(self) -> SearchSpace:
         space = self.search_space
@@ -90,6 +105,8 @@ class LightHubertConfig(HubertConfig):
                 raise ValueError(
                     f"attention_window must be at least 2 frames or None for global attention, got {window}"
                 )
+        if self.conv_norm_per_width and not self.has_elastic_front_end:
+            raise ValueError("conv_norm_per_width=True needs a choice of channels; add conv_dim to the search_space")
         if self.search_space is not None:
             self._validate_search_space()
         elif self.default_subnet is not None:
@@ -120,7 +137,34 @@ class LightHubertConfig(HubertConfig):
             intermediate_size=self.intermediate_size,
             num_hidden_layers=self.num_hidden_layers,
             groups=self.num_conv_pos_embedding_groups,
+            conv_dim=self.conv_dim,
+            elastic_front_end=self.has_elastic_front_end,
         )
+
+    @property
+    def has_elastic_front_end(self) -> bool:
+        """Whether the channels of the front end are chosen."""
+        return self.search_space is not None and self._space().has_elastic_front_end
+
+    def canonical(self, subnet: Subnet) -> Subnet:
+        """`subnet` in the one way to write it here: with its channels if these are chosen, without if they are not.
+
+        So two subnets of this config compute the same if, and only if, they are equal then.
+        """
+        full = tuple(self.conv_dim)
+        if self.has_elastic_front_end:
+            return subnet if subnet.conv_dim is not None else replace(subnet, conv_dim=full)
+        return subnet if subnet.conv_dim != full else replace(subnet, conv_dim=None)
+
+    def conv_channels(self, subnet: Subnet) -> tuple[int, ...]:
+        """Channels of each convolution of the front end in `subnet`."""
+        return tuple(self.conv_dim) if subnet.conv_dim is None else subnet.conv_dim
+
+    @property
+    def num_plain_heads(self) -> int:
+        """Heads of the plain HuBERT of this width: as many as divide it and are at least `head_dim` wide; 0: none."""
+        heads = range(self.hidden_size // self.head_dim, 0, -1)
+        return next((number for number in heads if self.hidden_size % number == 0), 0)
 
     @property
     def layer_shapes(self) -> tuple[LayerShape, ...]:
@@ -134,7 +178,7 @@ class LightHubertConfig(HubertConfig):
     def architecture(self) -> Subnet:
         """The sizes of the weights themselves, as a subnet: what a static model is, what a supernet can at most be."""
         heads, sizes, _ = zip(*self.layer_shapes, strict=True)
-        return Subnet(self.hidden_size, heads, sizes)
+        return self.canonical(Subnet(self.hidden_size, heads, sizes))
 
 
 __all__ = ["LightHubertConfig"]

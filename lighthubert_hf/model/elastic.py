@@ -5,7 +5,7 @@ Python numbers (so deepcopy, pickle and meta-device loading just work), and can 
 static twin (`active_state`). Nothing here decides *which* slice: the model sets it, explicitly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import torch
@@ -28,9 +28,9 @@ def take(tensor: torch.Tensor, ranges: Ranges, dim: int) -> torch.Tensor:
 
 
 class _Block(torch.autograd.Function):
-    """Rows and columns of a matrix in given ranges. Its gradient is written into one full matrix of zeros.
+    """Given ranges of dims 0 and 1 of a weight. Its gradient is written into one full weight of zeros.
 
-    Autograd's own way makes such a matrix for every range and every dimension, and adds them up.
+    Autograd's own way makes such a weight for every range and every dimension, and adds them up.
     """
 
     @staticmethod
@@ -87,17 +87,78 @@ class ElasticLinear(nn.Linear):
 
 
 class ElasticLayerNorm(nn.LayerNorm):
-    """A LayerNorm over the first `active_size` channels."""
+    """A LayerNorm over the first `active_size` channels.
 
-    def __init__(self, normalized_shape: int, eps: float = 1e-5):
+    State dict: `weight` and `bias`, of which a slice is used; and `per_width.SIZE.weight`, `per_width.SIZE.bias` for
+    each size of `own_sizes`, which has a scale and shift of its own: mean and variance over fewer channels are others.
+    """
+
+    def __init__(self, normalized_shape: int, eps: float = 1e-5, own_sizes: Iterable[int] = ()):
         super().__init__(normalized_shape, eps=eps)
         self.active_size = normalized_shape
+        sizes = sorted(size for size in own_sizes if size < normalized_shape)
+        self.per_width = nn.ModuleDict({str(size): nn.LayerNorm(size, eps=eps) for size in sizes}) if sizes else None
+
+    @torch.no_grad()
+    def share_with_widths(self) -> None:
+        """Start each width's own scale and shift at the slice it would use without them."""
+        for norm in (self.per_width or {}).values():
+            norm.weight.copy_(self.weight[: len(norm.weight)])
+            norm.bias.copy_(self.bias[: len(norm.bias)])
+
+    def active_state(self) -> dict[str, torch.Tensor]:
+        if self.per_width is not None and str(self.active_size) in self.per_width:
+            return dict(self.per_width[str(self.active_size)].named_parameters())
+        return {"weight": self.weight[: self.active_size], "bias": self.bias[: self.active_size]}
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(hidden_states, (self.active_size,), eps=self.eps, **self.active_state())
+
+
+class ElasticGroupNorm(nn.GroupNorm):
+    """A GroupNorm of one channel a group, of the first `active_size` channels."""
+
+    def __init__(self, num_channels: int, eps: float = 1e-5):
+        super().__init__(num_channels, num_channels, eps=eps)
+        self.active_size = num_channels
 
     def active_state(self) -> dict[str, torch.Tensor]:
         return {"weight": self.weight[: self.active_size], "bias": self.bias[: self.active_size]}
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(hidden_states, (self.active_size,), eps=self.eps, **self.active_state())
+        return F.group_norm(hidden_states, self.active_size, **self.active_state(), eps=self.eps)
+
+
+class ElasticConv1d(nn.Conv1d):
+    """A strided convolution along time of which the first `active_in` inputs and `active_out` outputs take part."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, bias: bool = True):
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, bias=bias)
+        self.active_in, self.active_out = in_channels, out_channels
+
+    def active_state(self) -> dict[str, torch.Tensor]:
+        return self._state(self.weight[: self.active_out, : self.active_in])
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """`active_state`, whose gradients cost one full weight."""
+        return self._state(_Block.apply(self.weight, ((0, self.active_out),), ((0, self.active_in),)))
+
+    def _state(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"weight": weight} if self.bias is None else {"weight": weight, "bias": self.bias[: self.active_out]}
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        trained = wants_gradients([self.weight]) and not is_recorded()
+        state = self.trained_state() if trained else self.active_state()
+        # What a convolution does with weights that lie apart need not be, to the bit, what its static twin does.
+        state["weight"] = state["weight"].contiguous()
+        return F.conv1d(hidden_states, **state, stride=self.stride)
+
+
+def state_of(module: nn.Module) -> dict[str, torch.Tensor | None]:
+    """Weight and bias that take part in what `module`, elastic or not, computes."""
+    if hasattr(module, "active_state"):
+        return {"bias": None} | module.active_state()
+    return {"weight": module.weight, "bias": module.bias}
 
 
 class WeightNormParameters(nn.Module):

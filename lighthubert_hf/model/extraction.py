@@ -15,12 +15,12 @@ from transformers import (
 )
 
 from .configuration_lighthubert import LightHubertConfig
-from .elastic import ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d
+from .elastic import ElasticConv1d, ElasticGroupNorm, ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d
 from .search_space import Subnet, kept_layers
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
-ELASTIC = (ElasticLinear, ElasticLayerNorm, ElasticWeightNormConv1d)
+ELASTIC = (ElasticConv1d, ElasticGroupNorm, ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d)
 
 
 def subnet_config(config: LightHubertConfig, subnet: Subnet) -> LightHubertConfig:
@@ -37,6 +37,8 @@ def subnet_config(config: LightHubertConfig, subnet: Subnet) -> LightHubertConfi
         num_hidden_layers=subnet.num_hidden_layers,
         num_attention_heads=max(subnet.num_attention_heads),
         intermediate_size=max(subnet.intermediate_size),
+        conv_dim=list(config.conv_channels(subnet)),
+        conv_norm_per_width=False,
     )
     # What is the same in every layer stays global, where a user can still change it (a window, say).
     varying: dict[str, Sequence[Any]] = {
@@ -110,18 +112,18 @@ def _plain_sizes(model: PreTrainedModel) -> tuple[int, int]:
     shapes = config.layer_shapes
     if any(shape.attention_window is not None for shape in shapes):
         raise ValueError("a sliding attention_window cannot be expressed as a plain HuBERT; keep LightHubertModel")
-    if config.hidden_size % config.head_dim:
+    num_heads = config.num_plain_heads
+    if not num_heads:
         raise ValueError(
-            f"hidden_size {config.hidden_size} is not a multiple of head_dim {config.head_dim}, "
-            "which a plain HuBERT needs; keep LightHubertModel"
+            f"hidden_size {config.hidden_size} is less than head_dim {config.head_dim}, "
+            "too narrow for a head of a plain HuBERT; keep LightHubertModel"
         )
-    num_heads = config.hidden_size // config.head_dim
     wide = {i: shape.num_attention_heads for i, shape in enumerate(shapes) if shape.num_attention_heads > num_heads}
     if wide:
         raise ValueError(
-            f"a plain HuBERT of width {config.hidden_size} has {num_heads} heads of {config.head_dim}; "
-            f"these layers have more (layer: heads): {wide}; keep LightHubertModel, or choose a subnet with "
-            f"num_attention_heads * {config.head_dim} <= hidden_size"
+            f"a plain HuBERT of width {config.hidden_size} has {num_heads} heads of "
+            f"{config.hidden_size // num_heads}; these layers have more (layer: heads): {wide}; "
+            f"keep LightHubertModel, or choose a subnet with num_attention_heads <= {num_heads}"
         )
     return num_heads, max(shape.intermediate_size for shape in shapes)
 
@@ -139,11 +141,12 @@ def plain_config(model: PreTrainedModel) -> HubertConfig:
 def to_hubert(model: PreTrainedModel) -> HubertModel | HubertForCTC | HubertForSequenceClassification:
     """`model`, static, as the transformers HuBERT of its kind (bare, CTC or sequence classification).
 
-    Heads and FFN units a layer lacks are zeros, which add nothing to its output: exact, at no gain in speed.
+    Heads and FFN units a layer lacks are zeros, which add nothing to its output: exact, at no gain in speed. So are
+    the channels its heads lack where `head_dim` does not divide the width, which a plain HuBERT's heads must.
 
     Raises:
-        ValueError: if a layer's attention is wider than the stream, heads do not divide the width, attention slides,
-            the model is a supernet, or transformers has no HuBERT with this head.
+        ValueError: if a layer has more heads than fit into the width, attention slides, the model is a supernet, or
+            transformers has no HuBERT with this head.
     """
     plain = {
         "LightHubertModel": HubertModel,
@@ -158,15 +161,17 @@ def to_hubert(model: PreTrainedModel) -> HubertModel | HubertForCTC | HubertForS
     if name == "LightHubertForCTC" and model.layer_weights is not None:
         raise ValueError("transformers' HubertForCTC has no use_weighted_layer_sum; keep LightHubertForCTC")
     config = plain_config(model)
-    attention = config.hidden_size
     state = {}
     for key, tensor in model.state_dict().items():
         tensor = tensor.detach().clone()
         if ".layers." in key:
             if any(f".{p}_proj." in key for p in "qkv"):
-                tensor = _pad(tensor, 0, attention)
+                tensor = _pad_heads(tensor, 0, model.config.head_dim, config.num_attention_heads, config.hidden_size)
+                if ".q_proj." in key:
+                    # A plain HuBERT divides by the root of the width its padded heads have.
+                    tensor *= (config.hidden_size / config.num_attention_heads / model.config.head_dim) ** 0.5
             elif key.endswith("out_proj.weight"):
-                tensor = _pad(tensor, 1, attention)
+                tensor = _pad_heads(tensor, 1, model.config.head_dim, config.num_attention_heads, config.hidden_size)
             elif ".intermediate_dense." in key:
                 tensor = _pad(tensor, 0, config.intermediate_size)
             elif key.endswith("output_dense.weight"):
@@ -181,3 +186,9 @@ def to_hubert(model: PreTrainedModel) -> HubertModel | HubertForCTC | HubertForS
 def _pad(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
     missing = size - tensor.shape[dim]
     return F.pad(tensor, (0, 0) * (tensor.ndim - 1 - dim) + (0, missing)) if missing else tensor
+
+
+def _pad_heads(tensor: torch.Tensor, dim: int, head_dim: int, num_heads: int, width: int) -> torch.Tensor:
+    """Heads of `head_dim` channels along `dim` to `num_heads` of them, `width` channels in all."""
+    heads = tensor.unflatten(dim, (-1, head_dim))
+    return _pad(_pad(heads, dim + 1, width // num_heads), dim, num_heads).flatten(dim, dim + 1)

@@ -14,8 +14,9 @@ from transformers import HubertConfig
 from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .channels_last import Layer, PackedConv, fold_group_norm, run_layers
+from .channels_last import Layer, Norm, PackedConv, fold_group_norm, run_layers
 from .channels_last_autograd import ConvNormGelu
+from .elastic import ElasticConv1d, ElasticGroupNorm, ElasticLayerNorm, state_of
 from .fast_paths import HALF_OR_MORE, PRECISE, WeightCache, is_watched, runs_plainly, wants_gradients
 
 Lengths = TypeVar("Lengths", int, torch.Tensor)
@@ -26,8 +27,9 @@ class ConvLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: HubertConfig, index: int, norm: str | None):
         super().__init__()
+        elastic = getattr(config, "has_elastic_front_end", False)
         channels = config.conv_dim[index]
-        self.conv = nn.Conv1d(
+        self.conv = (ElasticConv1d if elastic else nn.Conv1d)(
             config.conv_dim[index - 1] if index else 1,
             channels,
             kernel_size=config.conv_kernel[index],
@@ -36,10 +38,19 @@ class ConvLayer(GradientCheckpointingLayer):
         )
         self.norm = norm
         if norm == "layer":
-            self.layer_norm = nn.LayerNorm(channels)
+            self.layer_norm = conv_layer_norm(config, index)
         elif norm == "group":
-            self.layer_norm = nn.GroupNorm(num_groups=channels, num_channels=channels)
+            self.layer_norm = ElasticGroupNorm(channels) if elastic else nn.GroupNorm(channels, channels)
         self.activation = ACT2FN[config.feat_extract_activation]
+
+    def set_active(self, in_channels: int, channels: int) -> None:
+        self.conv.active_in, self.conv.active_out = in_channels, channels
+        if self.norm is not None:
+            self.layer_norm.active_size = channels
+
+    def norm_state(self) -> Norm:
+        state = state_of(self.layer_norm)
+        return Norm(state["weight"], state["bias"], self.layer_norm.eps)
 
     def activate_into(self, hidden_states: torch.Tensor, out: torch.Tensor) -> None:
         """Write the activation of `hidden_states`, which may be `out` itself."""
@@ -55,6 +66,14 @@ class ConvLayer(GradientCheckpointingLayer):
         elif self.norm == "group":
             hidden_states = masked_group_norm(hidden_states, self.layer_norm, lengths)
         return self.activation(hidden_states)
+
+
+def conv_layer_norm(config: HubertConfig, index: int, eps: float = 1e-5) -> nn.LayerNorm:
+    """A LayerNorm over the channels of convolution `index`."""
+    if not getattr(config, "has_elastic_front_end", False):
+        return nn.LayerNorm(config.conv_dim[index], eps=eps)
+    own_sizes = config.search_space["conv_dim"][index] if config.conv_norm_per_width else ()
+    return ElasticLayerNorm(config.conv_dim[index], eps, own_sizes)
 
 
 def masked_group_norm(hidden_states: torch.Tensor, norm: nn.GroupNorm, lengths: torch.Tensor | None) -> torch.Tensor:
@@ -77,7 +96,8 @@ def masked_group_norm(hidden_states: torch.Tensor, norm: nn.GroupNorm, lengths: 
     centred = torch.where(valid, values - mean, 0)
     variance = centred.square().sum(-1, keepdim=True) / count
     normed = centred * torch.rsqrt(variance + norm.eps)
-    return (normed * norm.weight[:, None] + norm.bias[:, None]).to(hidden_states.dtype)
+    state = state_of(norm)
+    return (normed * state["weight"][:, None] + state["bias"][:, None]).to(hidden_states.dtype)
 
 
 def conv_output_lengths(lengths: Lengths, config: HubertConfig, num_layers: int | None = None) -> Lengths:
@@ -118,7 +138,14 @@ class FeatureEncoder(nn.Module):
         if not layer_norm:
             norms[0] = "group"
         self.conv_layers = nn.ModuleList(ConvLayer(config, i, norm) for i, norm in enumerate(norms))
+        self.active_channels = tuple(config.conv_dim)
         self._packed = WeightCache()
+
+    def set_active(self, channels: Sequence[int]) -> None:
+        """Choose how many channels of each convolution take part, the first ones."""
+        self.active_channels = tuple(channels)
+        for layer, in_channels, out_channels in zip(self.conv_layers, (1, *channels), channels):
+            layer.set_active(in_channels, out_channels)
 
     def forward(self, input_values: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -172,10 +199,16 @@ class FeatureEncoder(nn.Module):
         """Without gradients: on packed weights, in chunks."""
         convs = self._packed.get(
             [layer.conv.weight for layer in self.conv_layers],
-            lambda: [PackedConv(layer.conv.weight, layer.conv.stride[0]) for layer in self.conv_layers],
+            lambda: [PackedConv(state_of(layer.conv)["weight"], layer.conv.stride[0]) for layer in self.conv_layers],
+            self.active_channels,
         )
         layers = [
-            Layer(conv, layer.conv.bias, layer.layer_norm if layer.norm == "layer" else None, layer.activate_into)
+            Layer(
+                conv,
+                state_of(layer.conv)["bias"],
+                layer.norm_state() if layer.norm == "layer" else None,
+                layer.activate_into,
+            )
             for conv, layer in zip(convs, self.conv_layers)
         ]
         rows, frames = self._valid_rows(input_values, lengths)
@@ -188,9 +221,9 @@ class FeatureEncoder(nn.Module):
     def _run_normalised_over_time(self, layers: list[Layer], row: torch.Tensor, frames: int) -> torch.Tensor:
         """With a group norm the statistics of the first layer, so its weights, are each row's own."""
         if not frames:
-            return row.new_empty(0, self.config.conv_dim[-1])
+            return row.new_empty(0, self.active_channels[-1])
         first = self.conv_layers[0]
-        conv, bias = fold_group_norm(first.conv, first.layer_norm, row)
+        conv, bias = fold_group_norm(state_of(first.conv)["weight"], first.conv.stride[0], first.norm_state(), row)
         return run_layers([Layer(conv, bias, None, first.activate_into), *layers[1:]], row, frames)
 
     def _run_with_gradients(self, input_values: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
@@ -206,11 +239,11 @@ class FeatureEncoder(nn.Module):
         def run(signal: torch.Tensor, num: int) -> torch.Tensor:
             signal = signal[:, None] if signal.ndim == 1 else signal
             for layer in self.conv_layers[start:]:
-                norm = layer.layer_norm if layer.norm == "layer" else None
-                gamma, beta, eps = (norm.weight, norm.bias, norm.eps) if norm else (None, None, None)
-                signal = ConvNormGelu.apply(
-                    signal, layer.conv.weight, layer.conv.bias, gamma, beta, layer.conv.stride[0], eps
-                )
+                conv = layer.conv
+                state = {"bias": None} | conv.trained_state() if isinstance(conv, ElasticConv1d) else state_of(conv)
+                norm = layer.norm_state() if layer.norm == "layer" else (None, None, None)
+                gamma, beta, eps = norm
+                signal = ConvNormGelu.apply(signal, state["weight"], state["bias"], gamma, beta, conv.stride[0], eps)
             return signal[:num]
 
         return self._padded(self._run_as_one(rows, frames, start, run), input_values)
@@ -240,7 +273,7 @@ class FeatureEncoder(nn.Module):
             seen = row[: (num - 1) * hop + field if num else 0]
             pieces += [seen, seen.new_zeros(slot * hop - len(seen), *seen.shape[1:])]
         total = max((sum(slots) * hop - field) // hop + 1, 0)
-        made = run(torch.cat(pieces), total) if total else rows[0].new_empty(0, self.config.conv_dim[-1])
+        made = run(torch.cat(pieces), total) if total else rows[0].new_empty(0, self.active_channels[-1])
         starts = [sum(slots[:index]) for index in range(len(slots))]
         return [made[start : start + num] for start, num in zip(starts, frames)]
 
@@ -248,7 +281,7 @@ class FeatureEncoder(nn.Module):
         """`(batch, frames, channels)` of rows of features, with zeros behind the short ones."""
         width = conv_output_lengths(input_values.shape[1], self.config)
         if not made:
-            return input_values.new_zeros(len(input_values), width, self.config.conv_dim[-1])
+            return input_values.new_zeros(len(input_values), width, self.active_channels[-1])
         return torch.stack([F.pad(row, (0, 0, 0, width - len(row))) for row in made])
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
@@ -262,10 +295,10 @@ class FeatureEncoder(nn.Module):
 
 def _is_untouched(layer: nn.Module) -> bool:
     """Whether `layer` is made of its own modules (adapters and parametrizations replace some) and has no hooks."""
-    kinds = {"layer": nn.LayerNorm, "group": nn.GroupNorm}
+    kinds = {"layer": (nn.LayerNorm, ElasticLayerNorm), "group": (nn.GroupNorm, ElasticGroupNorm)}
     return (
         type(layer) is ConvLayer
-        and type(layer.conv) is nn.Conv1d
-        and (layer.norm is None or type(layer.layer_norm) is kinds[layer.norm])
+        and type(layer.conv) in (nn.Conv1d, ElasticConv1d)
+        and (layer.norm is None or type(layer.layer_norm) in kinds[layer.norm])
         and not is_watched(*layer.modules())
     )

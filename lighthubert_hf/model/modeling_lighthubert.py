@@ -37,7 +37,7 @@ from .configuration_lighthubert import LayerShape, LightHubertConfig
 from .elastic import ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d, WeightNormConv1d
 from .fast_encoder import encode_by_length
 from .fast_paths import activate
-from .feature_encoder import FeatureEncoder, Lengths, conv_output_lengths, receptive_field
+from .feature_encoder import FeatureEncoder, Lengths, conv_layer_norm, conv_output_lengths, receptive_field
 from .packed_linear import PackedLinears
 from .search_space import SearchSpace, Subnet, ffn_ranges, kept_layers
 
@@ -57,12 +57,15 @@ class LightHubertFeatureProjection(nn.Module):
     def __init__(self, config: LightHubertConfig):
         super().__init__()
         self.layer_norm = (
-            nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
-            if config.feat_proj_layer_norm
-            else nn.Identity()
+            conv_layer_norm(config, -1, config.layer_norm_eps) if config.feat_proj_layer_norm else nn.Identity()
         )
         self.projection = _linear(config)(config.conv_dim[-1], config.hidden_size)
         self.dropout = nn.Dropout(config.feat_proj_dropout)
+
+    def set_active(self, channels: int, hidden_size: int) -> None:
+        self.projection.set_active(in_ranges=((0, channels),), out_ranges=((0, hidden_size),))
+        if isinstance(self.layer_norm, ElasticLayerNorm):
+            self.layer_norm.active_size = channels
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.dropout(self.projection(self.layer_norm(features)))
@@ -469,7 +472,11 @@ class LightHubertModel(LightHubertPreTrainedModel):
         self._finish()
 
     def _set_active(self, subnet: Subnet) -> None:
-        self.feature_projection.projection.set_active(out_ranges=((0, subnet.hidden_size),))
+        subnet = self.config.canonical(subnet)
+        channels = self.config.conv_channels(subnet)
+        if self.config.has_elastic_front_end:
+            self.feature_extractor.set_active(channels)
+        self.feature_projection.set_active(channels[-1], subnet.hidden_size)
         self.encoder.set_active(subnet)
         self._active_subnet = subnet
 
@@ -512,7 +519,10 @@ class LightHubertModel(LightHubertPreTrainedModel):
         )
 
     def extract_features(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """The convolutional front end alone, the same for every subnet: `(B, samples)` to `(B, frames, channels)`."""
+        """The convolutional front end alone: `(B, samples)` to `(B, frames, channels)`.
+
+        The same for every subnet, unless the search space has a choice of channels.
+        """
         self._check_input(input_values, attention_mask)
         input_values = input_values.to(self.masked_spec_embed.dtype)  # stays a plain tensor if layers are quantised
         lengths = None if attention_mask is None else _valid_samples(attention_mask)

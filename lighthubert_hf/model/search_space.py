@@ -6,11 +6,14 @@ No torch in here: the command line, the search and the model card read these wit
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+
+# Convolutions of HuBERT's front end.
+NUM_CONV_LAYERS = 7
 
 
 def kept_layers(depth: int, num_hidden_layers: int) -> tuple[int, ...]:
@@ -63,11 +66,38 @@ def _integers(name: str, values: Any) -> tuple[int, ...]:
     return out
 
 
+def _channel_choices(values: Any) -> tuple[tuple[int, ...], ...]:
+    """One ascending tuple of choices for each convolution, from that or from one list for all of HuBERT's."""
+    if isinstance(values, str | Mapping) or not isinstance(values, Iterable) or not (layers := list(values)):
+        raise ValueError(
+            f"conv_dim must be a sequence of numbers of channels, or one such sequence for each layer, got {values!r}"
+        )
+    listed = [isinstance(layer, Iterable) for layer in layers]
+    if not any(listed):
+        return (_choices_once("conv_dim", _integers("conv_dim", layers)),) * NUM_CONV_LAYERS
+    if not all(listed):
+        single = listed.index(False)
+        raise ValueError(
+            f"conv_dim lists choices for some layers and the single number {layers[single]!r} for layer {single}; "
+            f"give [{layers[single]!r}] where there is no choice"
+        )
+    names = [f"conv_dim of layer {index}" for index in range(len(layers))]
+    return tuple(_choices_once(name, _integers(name, layer)) for name, layer in zip(names, layers))
+
+
+def _choices_once(name: str, values: tuple) -> tuple:
+    """In ascending order."""
+    if len(set(values)) != len(values):
+        raise ValueError(f"{name} lists a choice twice: {values}")
+    return tuple(sorted(values))
+
+
 def _from_mapping(cls: type[T], data: Mapping[str, Any]) -> T:
-    names = [f.name for f in fields(cls)]
+    required = {f.name for f in fields(cls) if f.default is MISSING}
+    names = [f.name if f.name in required else f"{f.name} (optional)" for f in fields(cls)]
     if not isinstance(data, Mapping):
         raise ValueError(f"a {cls.__name__} is a mapping with the keys {names}, got {data!r}")
-    if set(data) != set(names):
+    if not required <= set(data) <= {f.name for f in fields(cls)}:
         raise ValueError(f"a {cls.__name__} has exactly the keys {names}, got {sorted(data)}")
     return cls(**data)
 
@@ -80,15 +110,18 @@ class Subnet:
         hidden_size: width of the residual stream.
         num_attention_heads: heads of each kept layer; the attention is `head_dim` (64) times this wide.
         intermediate_size: FFN units of each kept layer.
+        conv_dim: channels of each convolution of the front end. `None`: as many as the weights have.
     """
 
     hidden_size: int
     num_attention_heads: tuple[int, ...]
     intermediate_size: tuple[int, ...]
+    conv_dim: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden_size", _integers("hidden_size", (self.hidden_size,))[0])
-        for name in ("num_attention_heads", "intermediate_size"):
+        per_layer = ["num_attention_heads", "intermediate_size"]
+        for name in per_layer if self.conv_dim is None else [*per_layer, "conv_dim"]:
             object.__setattr__(self, name, _integers(name, getattr(self, name)))
         if len(self.num_attention_heads) != len(self.intermediate_size):
             raise ValueError(
@@ -111,11 +144,13 @@ class Subnet:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        return {
+        """For JSON. Without `conv_dim` where it is `None`, so that such a subnet is written as it always was."""
+        data = {
             "hidden_size": self.hidden_size,
             "num_attention_heads": list(self.num_attention_heads),
             "intermediate_size": list(self.intermediate_size),
         }
+        return data if self.conv_dim is None else data | {"conv_dim": list(self.conv_dim)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Subnet":
@@ -125,21 +160,26 @@ class Subnet:
         def short(values: tuple[int, ...]) -> str:
             return str(values[0]) if len(set(values)) == 1 else "-".join(map(str, values))
 
-        return (
+        encoder = (
             f"{self.num_hidden_layers} layers, {self.hidden_size} wide, "
             f"heads {short(self.num_attention_heads)}, FFN {short(self.intermediate_size)}"
         )
+        return encoder if self.conv_dim is None else f"{encoder}, front end {short(self.conv_dim)}"
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The choices a supernet offers. Width and depth are chosen once, heads and FFN ratio for every layer.
+    """The choices a supernet offers. Width and depth are chosen once, heads and FFN ratio for every layer, channels
+    for every convolution of the front end.
 
     Args:
         hidden_size: widths of the residual stream.
         num_attention_heads: heads a layer may have.
         ffn_ratio: FFN units per unit of width; `intermediate_size = int(ffn_ratio * hidden_size)`.
         num_hidden_layers: depths.
+        conv_dim: numbers of channels that each of the seven convolutions of HuBERT's front end may have, `(128, 512)`,
+            or such a list for each convolution, `((64, 128), (96, 128), …)`. `None`: there is no choice, the front end
+            is whole. Kept as one list for each.
 
     Raises:
         ValueError: if a choice is empty, not positive, or listed twice.
@@ -149,6 +189,7 @@ class SearchSpace:
     num_attention_heads: tuple[int, ...]
     ffn_ratio: tuple[float, ...]
     num_hidden_layers: tuple[int, ...]
+    conv_dim: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
@@ -160,11 +201,10 @@ class SearchSpace:
         if not ratios or not all(math.isfinite(r) and r > 0 for r in ratios):
             raise ValueError(f"ffn_ratio must be a non-empty sequence of positive numbers, got {self.ffn_ratio!r}")
         object.__setattr__(self, "ffn_ratio", ratios)
-        for field in fields(self):
-            values = getattr(self, field.name)
-            if len(set(values)) != len(values):
-                raise ValueError(f"{field.name} lists a choice twice: {values}")
-            object.__setattr__(self, field.name, tuple(sorted(values)))
+        for name in ("hidden_size", "num_attention_heads", "ffn_ratio", "num_hidden_layers"):
+            object.__setattr__(self, name, _choices_once(name, getattr(self, name)))
+        if self.conv_dim is not None:
+            object.__setattr__(self, "conv_dim", _channel_choices(self.conv_dim))
 
     @classmethod
     def small(cls) -> "SearchSpace":
@@ -176,10 +216,49 @@ class SearchSpace:
         """The published `base` space: 6,530,347,008 subnets of 41 to 94M parameters."""
         return cls((512, 640, 768), (8, 10, 12), (3.5, 4.0), (12,))
 
+    @classmethod
+    def small_elastic(cls) -> "SearchSpace":
+        """`small` with choices of channels in the front end, from a twelfth of its arithmetic to all of it.
+
+        The front end's second and third convolution hold three quarters of its arithmetic: they, and the first, can
+        be a quarter and less as wide. The later ones cost little and stay wide; the last is whole, so that the
+        encoder reads as many features as ever.
+        """
+        channels = (
+            (64, 128, 256, 512),
+            (96, 128, 256, 512),
+            (128, 192, 256, 512),
+            (192, 256, 384, 512),
+            (256, 384, 512),
+            (384, 512),
+            (512,),
+        )
+        return replace(cls.small(), conv_dim=channels)
+
+    @classmethod
+    def base_elastic(cls) -> "SearchSpace":
+        """`base` with choices of channels in the front end, down to a ninth of its arithmetic; see `small_elastic`."""
+        channels = (
+            (128, 256, 512),
+            (128, 256, 512),
+            (192, 256, 512),
+            (256, 384, 512),
+            (256, 384, 512),
+            (384, 512),
+            (512,),
+        )
+        return replace(cls.base(), conv_dim=channels)
+
+    @property
+    def has_elastic_front_end(self) -> bool:
+        """Whether channels of the front end are chosen. If not, what it makes of audio is the same for all subnets."""
+        return self.conv_dim is not None
+
     def count(self) -> int:
         """Number of subnets."""
         per_layer = len(self.ffn_ratio) * len(self.num_attention_heads)
-        return len(self.hidden_size) * sum(per_layer**depth for depth in self.num_hidden_layers)
+        encoders = len(self.hidden_size) * sum(per_layer**depth for depth in self.num_hidden_layers)
+        return encoders * math.prod(len(choices) for choices in self.conv_dim or ())
 
     def __len__(self) -> int:
         return self.count()
@@ -193,26 +272,51 @@ class SearchSpace:
             and subnet.num_hidden_layers in self.num_hidden_layers
             and set(subnet.num_attention_heads) <= set(self.num_attention_heads)
             and set(subnet.intermediate_size) <= sizes
+            and self._offers_channels(subnet.conv_dim)
         )
 
-    def uniform(self, hidden_size: int, num_attention_heads: int, ffn_ratio: float, num_hidden_layers: int) -> Subnet:
-        """A subnet whose layers are all alike."""
+    def _offers_channels(self, conv_dim: tuple[int, ...] | None) -> bool:
+        if self.conv_dim is None or conv_dim is None:
+            return conv_dim is self.conv_dim
+        return len(conv_dim) == len(self.conv_dim) and all(
+            channels in choices for channels, choices in zip(conv_dim, self.conv_dim)
+        )
+
+    def uniform(
+        self,
+        hidden_size: int,
+        num_attention_heads: int,
+        ffn_ratio: float,
+        num_hidden_layers: int,
+        conv_dim: Sequence[int] | None = None,
+    ) -> Subnet:
+        """A subnet whose layers are all alike. `conv_dim`: by default the most channels there are to choose."""
         size = int(ffn_ratio * hidden_size)
-        return Subnet(hidden_size, (num_attention_heads,) * num_hidden_layers, (size,) * num_hidden_layers)
+        if conv_dim is None:
+            conv_dim = self._channels(max)
+        return Subnet(hidden_size, (num_attention_heads,) * num_hidden_layers, (size,) * num_hidden_layers, conv_dim)
 
     def smallest(self) -> Subnet:
-        return self.uniform(*(min(choices) for choices in self._choices()))
+        return self.uniform(*(min(choices) for choices in self._choices()), conv_dim=self._channels(min))
 
     def largest(self) -> Subnet:
         return self.uniform(*(max(choices) for choices in self._choices()))
 
     def default(self) -> Subnet:
-        """Middle width and heads, largest ratio and depth: the rule behind both published default subnets."""
-        width, heads = (v[len(v) // 2] for v in (self.hidden_size, self.num_attention_heads))
-        return self.uniform(width, heads, max(self.ffn_ratio), max(self.num_hidden_layers))
+        """Middle width, heads and channels, largest ratio and depth, as both published default subnets have them."""
+
+        def middle(choices: tuple[int, ...]) -> int:
+            return choices[len(choices) // 2]
+
+        encoder = middle(self.hidden_size), middle(self.num_attention_heads)
+        sizes = max(self.ffn_ratio), max(self.num_hidden_layers)
+        return self.uniform(*encoder, *sizes, self._channels(middle))
+
+    def _channels(self, choose: Callable[[tuple[int, ...]], int]) -> tuple[int, ...] | None:
+        return None if self.conv_dim is None else tuple(map(choose, self.conv_dim))
 
     def sample(self, rng: Chooser) -> Subnet:
-        """Draw a subnet: depth, width, FFN ratios and heads, in this order.
+        """Draw a subnet: depth, width, FFN ratios, heads, and channels if they are chosen, in this order.
 
         Args:
             rng: `random.Random` or `numpy.random.Generator`.
@@ -221,13 +325,16 @@ class SearchSpace:
         width = int(rng.choice(self.hidden_size))
         sizes = tuple(int(float(rng.choice(self.ffn_ratio)) * width) for _ in range(depth))
         heads = tuple(int(rng.choice(self.num_attention_heads)) for _ in range(depth))
-        return Subnet(width, heads, sizes)
+        return Subnet(width, heads, sizes, self._channels(lambda choices: int(rng.choice(choices))))
 
     def _choices(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...], tuple[int, ...]]:
         return self.hidden_size, self.num_attention_heads, self.ffn_ratio, self.num_hidden_layers
 
     def to_dict(self) -> dict[str, list]:
-        return {field.name: list(getattr(self, field.name)) for field in fields(self)}
+        """For JSON. Without `conv_dim` where it is `None`, so that such a space is written as it always was."""
+        names = ("hidden_size", "num_attention_heads", "ffn_ratio", "num_hidden_layers")
+        data = {name: list(getattr(self, name)) for name in names}
+        return data if self.conv_dim is None else data | {"conv_dim": list(map(list, self.conv_dim))}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "SearchSpace":
@@ -242,10 +349,13 @@ def check_cuttable(
     intermediate_size: int,
     num_hidden_layers: int,
     groups: int,
+    conv_dim: Sequence[int],
+    elastic_front_end: bool,
 ) -> None:
     """Raise a ValueError that names the reason if `subnet` cannot be cut out of weights of the given full sizes.
 
-    `groups` is the number of groups of the positional convolution, which must divide every width.
+    `groups` is the number of groups of the positional convolution, which must divide every width. Without an
+    `elastic_front_end` its channels are all of `conv_dim`.
     """
     if subnet.hidden_size > hidden_size:
         raise ValueError(f"hidden_size {subnet.hidden_size} exceeds the supernet's {hidden_size}")
@@ -266,3 +376,20 @@ def check_cuttable(
                 f"intermediate_size {size} at width {subnet.hidden_size} needs FFN units up to {stop}, "
                 f"the supernet has {intermediate_size}; choose a ratio of at most {intermediate_size / hidden_size:g}"
             )
+    if subnet.conv_dim is not None:
+        _check_channels(subnet.conv_dim, tuple(conv_dim), elastic_front_end)
+
+
+def _check_channels(conv_dim: tuple[int, ...], full: tuple[int, ...], elastic: bool) -> None:
+    if len(conv_dim) != len(full):
+        raise ValueError(
+            f"conv_dim has {len(conv_dim)} entries, the front end {len(full)} convolutions; give one entry for each"
+        )
+    for index, (channels, available) in enumerate(zip(conv_dim, full)):
+        if channels > available:
+            raise ValueError(f"conv_dim {channels} of layer {index} exceeds the supernet's {available}")
+    if not elastic and conv_dim != full:
+        raise ValueError(
+            f"conv_dim {list(conv_dim)} differs from the front end's {list(full)}, which has no choice of channels; "
+            "load the supernet with a search_space that has conv_dim"
+        )

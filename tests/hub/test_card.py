@@ -186,7 +186,8 @@ def test_plain_hubert_folder():
         ({"num_attention_heads": 8}, "impossible"),
         ({"attention_window": 64}, "impossible"),
         ({"per_layer_config": {1: {"intermediate_size": 1152}}}, "converted"),
-        ({"hidden_size": 400, "num_attention_heads": 5}, "impossible"),
+        ({"hidden_size": 400, "num_attention_heads": 5}, "converted"),
+        ({"hidden_size": 400, "num_attention_heads": 6}, "impossible"),
     ],
 )
 def test_plain_hubert_is_offered_where_it_is_possible(changes, expected):

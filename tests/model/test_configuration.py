@@ -1,7 +1,11 @@
+from dataclasses import replace
+
 import pytest
 from transformers import AutoConfig
 
 from lighthubert_hf import LightHubertConfig, SearchSpace, Subnet
+
+from ..conftest import TINY_SPACE
 
 
 def test_a_supernet_config_survives_saving(tiny_config, tmp_path):
@@ -55,6 +59,38 @@ def test_a_supernet_may_slide_in_some_layers(make_config):
     assert [shape.attention_window for shape in config.layer_shapes] == [None, 8, None, None]
 
 
+CHANNELS = ((8, 16), *[(12, 16)] * 5, (10, 16))
+
+
+def test_channels_are_named_where_they_are_chosen(make_config):
+    fixed, elastic = make_config(), make_config(search_space=replace(TINY_SPACE, conv_dim=CHANNELS))
+    assert elastic.has_elastic_front_end
+    assert not fixed.has_elastic_front_end
+    assert not make_config(search_space=None).has_elastic_front_end
+    assert fixed.architecture.conv_dim is None
+    assert elastic.architecture.conv_dim == (16,) * 7
+    bare, named, narrow = (
+        replace(TINY_SPACE.smallest(), conv_dim=channels) for channels in (None, (16,) * 7, (8,) * 7)
+    )
+    assert elastic.canonical(bare) == elastic.canonical(named) == named
+    assert fixed.canonical(bare) == fixed.canonical(named) == bare
+    assert elastic.canonical(narrow) == narrow
+    assert elastic.conv_channels(narrow) == (8,) * 7
+    assert elastic.conv_channels(bare) == (16,) * 7
+
+
+def test_a_default_from_before_the_knob_is_whole(make_config):
+    space = replace(TINY_SPACE, conv_dim=CHANNELS)
+    assert make_config(search_space=space).default_subnet == space.default().to_dict()
+    config = make_config(search_space=space, default_subnet=TINY_SPACE.default().to_dict())
+    assert config.default_subnet == replace(TINY_SPACE.default(), conv_dim=(16,) * 7).to_dict()
+
+
+@pytest.mark.parametrize(("width", "heads"), [(64, 4), (36, 2), (28, 1), (16, 1), (12, 0)])
+def test_heads_of_a_plain_hubert(make_config, width, heads):
+    assert make_config(search_space=None, hidden_size=width).num_plain_heads == heads
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -69,6 +105,9 @@ def test_a_supernet_may_slide_in_some_layers(make_config):
         ({"intermediate_size": 128}, "the search space does not fit the model: intermediate_size 96"),
         ({"default_subnet": Subnet(64, (9,), (64,))}, "num_attention_heads 9 exceeds"),
         ({"search_space": {"embed_dim": [1]}}, "exactly the keys"),
+        ({"search_space": replace(TINY_SPACE, conv_dim=[8, 32])}, "does not fit .* conv_dim 32 of layer 0 exceeds"),
+        ({"search_space": replace(TINY_SPACE, conv_dim=[[8], [16]])}, "does not fit .* conv_dim has 2 entries"),
+        ({"conv_norm_per_width": True}, "conv_norm_per_width=True needs a choice of channels; add conv_dim"),
         ({"per_layer_config": LAYERS}, "per_layer_config and search_space exclude each other"),
     ],
 )

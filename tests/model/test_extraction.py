@@ -218,8 +218,15 @@ HUBERT_CLASSES = {
 @pytest.mark.parametrize("ours", HUBERT_CLASSES)
 @pytest.mark.parametrize(
     "subnet",
-    [PLAIN, Subnet(48, (3, 3), (96, 96)), Subnet(64, (1, 4, 2), (96, 128, 192)), Subnet(32, (2, 1, 2, 1), (48,) * 4)],
-    ids=["equal", "narrow", "padded", "few heads"],
+    [
+        PLAIN,
+        Subnet(48, (3, 3), (96, 96)),
+        Subnet(64, (1, 4, 2), (96, 128, 192)),
+        Subnet(32, (2, 1, 2, 1), (48,) * 4),
+        Subnet(36, (2, 1), (48, 60)),  # two heads of 18 channels, of which 2 are zeros
+        Subnet(28, (1, 1), (28, 56)),  # one head of 28
+    ],
+    ids=["equal", "narrow", "padded", "few heads", "padded heads", "one padded head"],
 )
 @pytest.mark.parametrize(
     "options",
@@ -266,7 +273,8 @@ def test_plain_hubert_owns_its_weights(make_model):
     [
         (LightHubertModel, None, {}, "a supernet is no plain HuBERT; extract_subnet one first"),
         (LightHubertModel, Subnet(32, (1, 4, 2), (48,) * 3), {}, r"has 2 heads of 16; .*\(layer: heads\): {1: 4}"),
-        (LightHubertModel, Subnet(36, (1, 1), (48,) * 2), {}, "hidden_size 36 is not a multiple of head_dim 16"),
+        (LightHubertModel, Subnet(44, (3,), (48,)), {}, r"has 2 heads of 22; .*\(layer: heads\): {0: 3}"),
+        (LightHubertModel, Subnet(12, (1, 1), (12,) * 2), {}, "hidden_size 12 is less than head_dim 16"),
         (LightHubertModel, PLAIN, {"attention_window": 6}, "a sliding attention_window cannot"),
         (LightHubertForXVector, PLAIN, {}, "transformers has no HuBERT like LightHubertForXVector"),
         (LightHubertForPreTraining, PLAIN, {}, "convert its `.lighthubert`"),

@@ -2,6 +2,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -14,6 +15,7 @@ from lighthubert_hf.model.search_space import check_cuttable, ffn_ranges, kept_l
 
 SMALL, BASE = SearchSpace.small(), SearchSpace.base()
 TINY = SearchSpace((2, 4), (1, 2), (1.5, 2.0), (1, 2))
+CONV = SearchSpace((2, 4), (1, 2), (1.5, 2.0), (1, 2), ((1, 2), (3,), (4, 6)))
 
 
 def test_no_torch_is_imported():
@@ -89,7 +91,7 @@ def test_subnet_reads_well():
     assert str(Subnet(384, (6, 4), (1536, 1152))) == "2 layers, 384 wide, heads 6-4, FFN 1536-1152"
 
 
-@given(st.randoms(use_true_random=False), st.sampled_from([SMALL, BASE, TINY]))
+@given(st.randoms(use_true_random=False), st.sampled_from([SMALL, BASE, TINY, CONV, SearchSpace.small_elastic()]))
 def test_subnets_survive_json(rng, space):
     subnet = space.sample(rng)
     again = Subnet.from_dict(json.loads(json.dumps(subnet.to_dict())))
@@ -132,14 +134,18 @@ def test_published_spaces():
     assert BASE.largest() == Subnet(768, (12,) * 12, (3072,) * 12)
 
 
-def test_every_subnet_is_counted_once():
-    subnets = {
+def every(space):
+    return {
         Subnet(width, heads, tuple(int(r * width) for r in ratios))
-        for depth in TINY.num_hidden_layers
-        for width in TINY.hidden_size
-        for heads in product(TINY.num_attention_heads, repeat=depth)
-        for ratios in product(TINY.ffn_ratio, repeat=depth)
+        for depth in space.num_hidden_layers
+        for width in space.hidden_size
+        for heads in product(space.num_attention_heads, repeat=depth)
+        for ratios in product(space.ffn_ratio, repeat=depth)
     }
+
+
+def test_every_subnet_is_counted_once():
+    subnets = every(TINY)
     assert len(subnets) == TINY.count() == 40
     assert len({subnet.key for subnet in subnets}) == 40
     assert all(subnet in TINY for subnet in subnets)
@@ -158,7 +164,7 @@ def test_membership():
         assert outside not in SMALL
 
 
-@given(st.integers(0, 2**32), st.sampled_from([SMALL, BASE, TINY]))
+@given(st.integers(0, 2**32), st.sampled_from([SMALL, BASE, TINY, CONV, SearchSpace.small_elastic()]))
 def test_samples_belong_and_repeat(seed, space):
     subnet = space.sample(random.Random(seed))
     assert subnet in space
@@ -210,9 +216,84 @@ def test_space_from_something_else():
         SearchSpace.from_dict({"embed_dim": [256]})
 
 
+# The front end
+
+
+def test_elastic_twins_of_the_published_spaces():
+    for fixed, elastic in ((SMALL, SearchSpace.small_elastic()), (BASE, SearchSpace.base_elastic())):
+        whole, half = elastic.largest(), elastic.default()
+        assert replace(elastic, conv_dim=None) == fixed
+        assert replace(whole, conv_dim=None) == fixed.largest()
+        assert replace(half, conv_dim=None) == fixed.default()
+        assert whole.conv_dim == (512,) * 7
+        assert all(small < 200 for small in elastic.smallest().conv_dim[:2])
+    assert SearchSpace.small_elastic().count() == SMALL.count() * 4**4 * 3 * 2
+
+
+def test_channels_multiply_the_count():
+    subnets = {replace(subnet, conv_dim=channels) for subnet in every(TINY) for channels in product(*CONV.conv_dim)}
+    assert len(subnets) == CONV.count() == len(CONV) == 160
+    assert len({subnet.key for subnet in subnets}) == 160
+    assert all(subnet in CONV and subnet not in TINY for subnet in subnets)
+    rng = random.Random(0)
+    assert {CONV.sample(rng) for _ in range(5000)} == subnets
+
+
+def test_channels_are_drawn_last():
+    for seed in range(20):
+        drawn = CONV.sample(random.Random(seed))
+        assert replace(drawn, conv_dim=None) == TINY.sample(random.Random(seed))
+
+
+def test_what_was_written_before_the_knob_means_the_whole_front_end():
+    assert TINY.to_dict().keys() == {"hidden_size", "num_attention_heads", "ffn_ratio", "num_hidden_layers"}
+    assert TINY.largest().to_dict().keys() == {"hidden_size", "num_attention_heads", "intermediate_size"}
+    assert TINY.largest().key == "b994e13f28c72e6c"
+    assert Subnet.from_dict(TINY.largest().to_dict()).conv_dim is None
+    assert SearchSpace.from_dict(TINY.to_dict()).conv_dim is None
+    assert SearchSpace.from_dict(TINY.to_dict() | {"conv_dim": None}) == TINY
+
+
+def test_one_list_of_channels_is_for_each_of_seven_layers():
+    space = replace(TINY, conv_dim=[512, 128])
+    assert space.conv_dim == ((128, 512),) * 7
+    assert space.has_elastic_front_end
+    assert not TINY.has_elastic_front_end
+
+
+def test_channels_outside_the_space():
+    inside = CONV.smallest()
+    for channels in (None, (1, 3), (1, 3, 5), (1, 4, 4), (1, 3, 4, 4)):
+        assert replace(inside, conv_dim=channels) not in CONV
+
+
+def test_a_narrow_front_end_reads_well():
+    assert str(replace(CONV.smallest(), conv_dim=(1, 3, 4))).endswith(", front end 1-3-4")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ((), "conv_dim must be a sequence of numbers of channels, or one such sequence for each layer"),
+        ("512", "conv_dim must be a sequence of numbers of channels"),
+        (512, "conv_dim must be a sequence of numbers of channels"),
+        (((64, 128), 512), r"lists choices for some layers and the single number 512 for layer 1; give \[512\]"),
+        (((64, 64), (128,)), r"conv_dim of layer 0 lists a choice twice: \(64, 64\)"),
+        ((64, 0), "conv_dim must be a non-empty sequence of positive integers"),
+        (((64,), ()), "conv_dim of layer 1 must be a non-empty sequence of positive integers"),
+    ],
+)
+def test_impossible_choices_of_channels(value, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, conv_dim=value)
+
+
 # Cutting
 
-FULL = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 192, "num_hidden_layers": 4, "groups": 4}
+FULL = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 192, "num_hidden_layers": 4, "groups": 4} | {
+    "conv_dim": (8, 8),
+    "elastic_front_end": False,
+}
 
 
 @pytest.mark.parametrize(
@@ -222,6 +303,15 @@ FULL = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 192, "
         (Subnet(50, (4,), (100,)), "hidden_size 50 is not a multiple of num_conv_pos_embedding_groups"),
         (Subnet(64, (4,) * 5, (192,) * 5), "num_hidden_layers 5 exceeds"),
         (Subnet(64, (4, 5), (192, 192)), "num_attention_heads 5 exceeds the supernet's 4"),
+        (
+            Subnet(48, (4,), (96,), (8,)),
+            "conv_dim has 1 entries, the front end 2 convolutions; give one",
+        ),
+        (Subnet(48, (4,), (96,), (8, 9)), "conv_dim 9 of layer 1 exceeds the supernet's 8"),
+        (
+            Subnet(48, (4,), (96,), (8, 4)),
+            r"conv_dim \[8, 4\] differs from .* \[8, 8\], which has no choice",
+        ),
         (Subnet(48, (4,), (145,)), "needs FFN units up to 193, the supernet has 192; choose a ratio of at most 3"),
     ],
 )
@@ -232,3 +322,5 @@ def test_reasons_why_a_subnet_does_not_fit(subnet, message):
 
 def test_what_fits_may_lie_outside_the_space():
     check_cuttable(Subnet(4, (3, 1), (7, 12)), **FULL)
+    check_cuttable(Subnet(4, (3, 1), (7, 12), (8, 8)), **FULL)
+    check_cuttable(Subnet(4, (3, 1), (7, 12), (1, 7)), **FULL | {"elastic_front_end": True})
