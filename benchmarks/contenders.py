@@ -131,12 +131,16 @@ def publish(name: str, results: dict[str, Any], table: str, options: argparse.Na
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
     if options.docs:
-        path = Path(options.docs)
-        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-        before, found, rest = path.read_text().partition(begin)
-        if not found or end not in rest:
-            raise ValueError(f"{path} has no place for this table: add the lines {begin.strip()!r} and {end!r}")
-        path.write_text(before + begin + text + end + rest.partition(end)[2])
+        insert(Path(options.docs), name, text)
+
+
+def insert(guide: Path, name: str, text: str) -> None:
+    """Replace what stands between the marks of `name` in a Markdown file."""
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    before, found, rest = guide.read_text().partition(begin)
+    if not found or end not in rest:
+        raise ValueError(f"{guide} has no place for this table: add the lines {begin.strip()!r} and {end!r}")
+    guide.write_text(before + begin + text + end + rest.partition(end)[2])
 
 
 def _shown_arguments() -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCTC, HubertConfig, HubertModel, modeling_flash_attention_utils
+from transformers import AutoModel, AutoModelForCTC, HubertConfig, HubertModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lighthubert_hf import (
@@ -27,6 +27,7 @@ from lighthubert_hf import (
 )
 from lighthubert_hf.auto import AUTO_MODELS
 
+from ..flash_attention import use_stand_ins
 from ..heads import HEADS, make_labels, prediction
 
 CLASSES = (LightHubertModel, *HEADS)
@@ -60,40 +61,6 @@ def last(model, *args) -> torch.Tensor:
 # Attention
 
 
-def reference_flash_attention(query, key, value, softmax_scale, window_size=(-1, -1), causal=False, dropout_p=0.0):
-    """What flash attention computes, `(B, T, H, D)`; a window of (l, r) is inclusive, -1 is unlimited."""
-    assert not causal
-    scores = torch.einsum("bqhd,bkhd->bhqk", query, key) * softmax_scale
-    offset = torch.arange(key.shape[1]) - torch.arange(query.shape[1])[:, None]
-    left, right = (reach if reach >= 0 else key.shape[1] for reach in window_size)
-    scores = scores.masked_fill((offset < -left) | (offset > right), -torch.inf)
-    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), value)
-
-
-def reference_varlen(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **kwargs):
-    bounds = zip(cu_seqlens_q[:-1].tolist(), cu_seqlens_q[1:].tolist(), strict=True)
-    rows = [[tensor[None, start:stop] for tensor in (query, key, value)] for start, stop in bounds]
-    return torch.cat([reference_flash_attention(*row, **kwargs)[0] for row in rows])
-
-
-# transformers looks which of the optional arguments a kernel has.
-reference_varlen.__signature__ = inspect.Signature(
-    [
-        *list(inspect.signature(reference_varlen).parameters.values())[:-1],
-        *list(inspect.signature(reference_flash_attention).parameters.values())[3:],
-    ]
-)
-
-
-@pytest.fixture
-def flash(monkeypatch):
-    """The kernels need a GPU. Here are stand-ins under transformers' own wrapper, which does masks and windows."""
-    utils = modeling_flash_attention_utils
-    functions = (reference_flash_attention, reference_varlen, None, utils._pad_input, utils._unpad_input)
-    monkeypatch.setattr(utils, "_loaded_implementation", None)
-    monkeypatch.setattr(utils, "_lazy_imports", lambda *args, **kwargs: functions)
-
-
 @pytest.mark.parametrize(
     ("implementation", "window"),
     [
@@ -102,8 +69,9 @@ def flash(monkeypatch):
         pytest.param("flex_attention", 6, **SLOW),
     ],
 )
-def test_attention_implementations_agree(flash, static, padded, implementation, window):
+def test_attention_implementations_agree(monkeypatch, static, padded, implementation, window):
     """With and without padding, with and without a sliding window."""
+    use_stand_ins(monkeypatch)
     static.config.attention_window = window
     static.config._attn_implementation = "eager"
     expected, expected_padded = last(static, padded[0]), last(static, *padded)

@@ -79,7 +79,7 @@ def work(path: str, rank: int = 0, world_size: int = 1, port: int = 0, **fault) 
 def _leave_fingerprint(module, run, rank: int) -> None:
     tensors = {name: parameter.detach() for name, parameter in run.model.student.named_parameters()}
     tensors |= module.flatten_optimizer(run.optimizer.optimizer, run.parameter_names)
-    hashes = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
+    hashes = {name: hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
     path = Path(run.recipe.output_dir) / f"fingerprint-{rank}.json"
     path.write_text(json.dumps({"hashes": hashes, "step": run.state.step, "skipped": run.state.skipped_steps}))
 
@@ -92,6 +92,17 @@ def _before_step(module, action) -> None:
         return original(self, step, batches, *args)
 
     module.TrainingStep.run = patched
+
+
+def _device(module, rank, device) -> None:
+    """Where to run, if not on whatever there is; on a GPU without the kernels that sum in any order."""
+    import torch
+
+    if device == "cpu":
+        module.torch.accelerator.is_available = lambda: False
+    else:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True)
 
 
 def _kill_at_step(module, rank, step) -> None:

@@ -35,8 +35,8 @@ def rows(batch, start, stop):
     return {key: value[start:stop] for key, value in batch.items()}
 
 
-def make_step(recipe, student=None, encoder=None) -> TrainingStep:
-    accelerator = Accelerator(cpu=True)
+def make_step(recipe, student=None, encoder=None, accelerator=None) -> TrainingStep:
+    accelerator = accelerator or Accelerator(cpu=True)
     encoder = encoder or make_encoder("hubert")
     student = student or build_student(recipe.student, encoder, 0)
     torch.manual_seed(0)
