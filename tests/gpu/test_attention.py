@@ -42,8 +42,11 @@ def test_sdpa(device, make_model, padded, window):
     assert_as_exact_as_eager(make_model, padded, device, "sdpa", window)
 
 
-@pytest.mark.parametrize("window", [None, 6])
-@pytest.mark.parametrize("device", [SLOW_CPU, CUDA], indirect=True)
+@pytest.mark.parametrize(
+    ("device", "window"),
+    [pytest.param("cpu", 6, marks=SLOW_CPU.marks), *(pytest.param("cuda", w, marks=CUDA.marks) for w in (None, 6))],
+    indirect=["device"],
+)
 def test_flex_attention(device, make_model, padded, window):
     assert_as_exact_as_eager(make_model, padded, device, "flex_attention", window)
 

@@ -5,8 +5,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from lighthubert_hf.training.distillation.checkpoint import latest_checkpoint
 from lighthubert_hf.training.distillation.student import build_student
+from lighthubert_hf.training.runs.checkpoints import latest_checkpoint
 
 from ..training.distillation import distill_worker as worker
 from ..training.distillation.encoders import make_encoder

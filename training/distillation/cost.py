@@ -19,7 +19,7 @@ from lighthubert_hf.training.recipes.loading import load_recipe
 from .recipe import DistillationRecipe, TeacherSection
 from .sampler import StepSubnets
 from .step import SAMPLING_RATE
-from .student import fresh_config
+from .student import extracted, fresh_config
 
 _SECONDS = 10  # of the clip that is counted
 _STEPS = 12  # looked at, over the whole run
@@ -61,6 +61,8 @@ def count_cost(recipe: DistillationRecipe) -> TrainingCost:
     with torch.device("meta"):
         teacher = AutoModel.from_config(config).eval()
         student = LightHubertForPreTraining(fresh_config(recipe.student, config)).eval()
+    if recipe.student.subnet is not None:
+        student = extracted(student, recipe.student)
     audio = torch.empty(1, _SECONDS * SAMPLING_RATE, device="meta")
     passes = 2 if recipe.objective.name == "armhubert" else 1
     teacher_flop = passes * _flop(lambda: teacher(audio))

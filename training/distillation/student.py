@@ -53,7 +53,7 @@ def build_student(settings: StudentSection, teacher: PreTrainedModel, seed: int)
         else:
             student = _loaded(settings, teacher.config.hidden_size)
     if settings.subnet is not None:
-        student = _extracted(student, settings)
+        student = extracted(student, settings)
     if settings.freeze_feature_encoder:
         student.freeze_feature_encoder()
     return student
@@ -142,7 +142,8 @@ def _config(data: dict[str, Any], settings: StudentSection) -> LightHubertConfig
         raise ValueError(f"the student's config does not work: {' '.join(str(error).split())}") from None
 
 
-def _extracted(supernet: LightHubertForPreTraining, settings: StudentSection) -> LightHubertForPreTraining:
+def extracted(supernet: LightHubertForPreTraining, settings: StudentSection) -> LightHubertForPreTraining:
+    """The static student that is the subnet `settings` names."""
     space = supernet.search_space
     if space is None:
         raise ValueError("student.subnet is given, but the student is static; remove it, or name a supernet")
