@@ -1,14 +1,14 @@
 """Writes checkpoints: beside their place first, tensor by tensor."""
 
 import json
-import os
 import struct
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from lighthubert_hf.files import replacing_file
 
 from .errors import ConversionError
 
@@ -31,12 +31,8 @@ def file_written_beside(path: Path) -> Iterator[Path]:
         raise ConversionError(f"{path} is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
-    new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
-    try:
+    with replacing_file(path) as new:
         yield new
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def write_safetensors(

@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lighthubert_hf import SearchSpace, Subnet
+from lighthubert_hf.files import WriteError
 from lighthubert_hf.hub.folder import written_beside
 
 from .checkpoint_reading import folder_weights, read_torch_file, torch_weights
 from .checkpoint_writing import check_free, file_written_beside
-from .errors import ConversionError, first_line, listed
+from .errors import ConversionError, listed
 from .huggingface import layout_family
 from .original.forward import Outputs, original_forward
 from .original.reading import layout_original
@@ -97,10 +98,8 @@ def convert(
         if to_original:
             return _to_original(path, output, str(source), verify)
         return _to_supernet(path, output, str(source), space, importance_sorting, verify)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ConversionError(f"{output} cannot be written: {first_line(error)}; nothing was left behind") from None
+    except WriteError as error:
+        raise ConversionError(str(error)) from None
 
 
 def _to_supernet(

@@ -2,7 +2,6 @@
 
 import logging
 import statistics
-import tempfile
 import time
 import warnings
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from lighthubert_hf import LightHubertForCTC, LightHubertForSequenceClassification, LightHubertModel
+from lighthubert_hf.files import scratch_folder
 
 from .checkpoint_reading import read_json
 from .checkpoint_writing import file_written_beside
@@ -96,8 +96,8 @@ def export_onnx(model_folder: str | Path, output: str | Path, *, int8: bool = Fa
     folder, output = Path(model_folder), Path(output)
     model, name = _load(folder)
     batches = _batches(model)
-    with file_written_beside(output) as new, tempfile.TemporaryDirectory(dir=output.parent) as scratch:
-        exact = Path(scratch, "exact.onnx") if int8 else new
+    with file_written_beside(output) as new, scratch_folder(output) as scratch:
+        exact = scratch / "exact.onnx" if int8 else new
         _export(_OneOutput(model, name), batches[0], exact, name)
         worst, relative = _compare(model, name, exact, batches)
         if not relative <= TOLERANCE:

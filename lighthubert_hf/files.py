@@ -117,6 +117,13 @@ def scratch_folder(beside: str | os.PathLike) -> Iterator[Path]:
         yield folder
 
 
+def remove_folder(path: str | os.PathLike) -> None:
+    """Remove a folder so that a kill in the middle leaves nothing that looks like it, or half of it."""
+    path = _resolved(path)
+    with _folder_beside(path) as grave:
+        os.replace(path, grave / path.name)
+
+
 def write_text(path: str | os.PathLike, text: str, *, sync: bool = True) -> None:
     """Write a text file, in UTF-8 and with the line ends that `text` has, as a whole or not at all."""
     write_bytes(path, text.encode("utf-8"), sync=sync)
@@ -281,9 +288,10 @@ def _failure(error: Exception, new: Path, path: Path) -> tuple[str] | None:
         return (_unwritten(path, reason),) if "while serializing" in str(error) and reason else None
     if isinstance(error, RuntimeError):  # how torch.save fails: given an open file, or given a path
         cause = error.__context__
-        if "inline_container.cc" in str(error) and "unexpected pos" in str(error):
-            return (_unwritten(path, "the disk, or what may be used of it, is full"),)
-        return _failure(cause, new, path) if isinstance(cause, OSError) else None
+        if isinstance(cause, OSError):
+            return _failure(cause, new, path)
+        full = "inline_container.cc" in str(error) and "unexpected pos" in str(error)
+        return (_unwritten(path, "the disk, or what may be used of it, is full"),) if full else None
     if error.errno is None:
         return None
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None

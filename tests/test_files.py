@@ -251,6 +251,8 @@ write_folder("2")
 def test_killed_at_any_time(tmp_path):
     """Again and again, while it writes a folder and a file in turn."""
     loop = """
+write_folder("1")
+write_file("1")
 print("ready", flush=True)
 while True:
     for version in "12":

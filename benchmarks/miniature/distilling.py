@@ -13,6 +13,7 @@ from settings import Setting
 from lighthubert_hf import LightHubertForPreTraining, Subnet
 from lighthubert_hf.conversion.importance import rearrangements
 from lighthubert_hf.costs.profiling import count_parameters
+from lighthubert_hf.files import replacing_folder
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.demo.teacher import train_tiny_teacher
 from lighthubert_hf.training.distillation.cost import count_cost
@@ -207,9 +208,8 @@ def _from(shop: Workshop, part: str) -> dict[str, Any]:
 
 
 def _save(model: LightHubertForPreTraining, folder: Path) -> None:
-    partial = folder.with_name(f".{folder.name}.partial")
-    model.save_pretrained(partial)
-    partial.replace(folder)
+    with replacing_folder(folder) as new:
+        model.save_pretrained(new)
 
 
 def _recipe(shop: Workshop, name: str, student: dict, sampler: dict, steps: int) -> DistillationRecipe:

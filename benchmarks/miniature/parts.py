@@ -6,7 +6,6 @@ OUTPUT/logs/                    what the parts said
 """
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from settings import Setting
+
+from lighthubert_hf import files
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,4 @@ def _function(part: Part, results: Results) -> Callable[[Any], Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Beside its place and then renamed: a file that is there is whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(partial, path)
+    files.write_json(path, value, indent=1)

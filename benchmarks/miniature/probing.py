@@ -1,13 +1,11 @@
 """The parts that judge: probes on frozen features, how the loss ranks subnets, and the search."""
 
-import shutil
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from distilling import Workshop
 
 from lighthubert_hf.costs.profiling import count_parameters
+from lighthubert_hf.files import scratch_folder
 from lighthubert_hf.search.costs import Cost, Limit
 from lighthubert_hf.search.run import search
 from lighthubert_hf.training.superb.harness import evaluate_model
@@ -98,12 +96,8 @@ def _probe(shop: Workshop, name: str, model: Any) -> dict[str, Any]:
         max_eval_examples=setting.probe_max_test,
     )
     output = shop.folder("probes") / name.replace(", ", "-").replace(" ", "-")
-    shop.folder("probes").mkdir(parents=True, exist_ok=True)
-    cache = Path(tempfile.mkdtemp(prefix=".features-", dir=shop.folder("probes")))  # half a gigabyte: not kept
-    try:
+    with scratch_folder(shop.folder("probes") / "features") as cache:  # half a gigabyte: not kept
         results = evaluate_model(model, TASKS, _data(shop), output, settings, cache=cache, progress=False)
-    finally:
-        shutil.rmtree(cache, ignore_errors=True)
     scores = {task: result["metrics"][KINDS[task].metrics[0].name] for task, result in results["tasks"].items()}
     return {"parameters": results["parameters"], "scores": scores}
 

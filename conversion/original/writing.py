@@ -66,11 +66,6 @@ def write_original(layout: Layout, path: Path) -> tuple[dict, int]:
     style = {"num_hidden_layers": config.num_hidden_layers, "feat_extract_norm": config.feat_extract_norm}
     # Each tensor is copied: in a safetensors file all share one storage, which torch.save would keep together.
     weights = OrderedDict((to_original(name, **style), layout.tensor(name).clone()) for name in layout.names)
-    try:
-        with path.open("wb") as file:
-            torch.save({"cfg": cfg, "model": weights}, file)
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # a full disk: torch then trips over its own cleaning up
-            raise error.__context__ from None
-        raise
+    with path.open("wb") as file:  # by name torch.save tells less of what fails
+        torch.save({"cfg": cfg, "model": weights}, file)
     return cfg["model"], sum(torch.Size(shape).numel() for shape in shapes.values())

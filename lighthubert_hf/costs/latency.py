@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from lighthubert_hf.files import write_json
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 from lighthubert_hf.model.extraction import subnet_config
 from lighthubert_hf.model.modeling_lighthubert import LightHubertModel
@@ -116,10 +117,7 @@ class LatencyTable:
             "activations": listed(self.activations),
             "config": self.config.to_dict(),
         }
-        path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(json.dumps(data, indent=1) + "\n")
-        os.replace(beside, path)
+        write_json(path, data, indent=1)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "LatencyTable":
@@ -132,7 +130,7 @@ class LatencyTable:
         if not path.is_file():
             raise FileNotFoundError(f"no latency table at {path}; LatencyTable.measure makes one")
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(path.read_text(encoding="utf-8"))
             return cls(
                 LightHubertConfig.from_dict(data["config"]),
                 data["seconds"],

@@ -13,10 +13,8 @@ NAME/
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +22,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
+
+from lighthubert_hf.files import replacing_folder
 
 from .card import (
     FACTS_FILE,
@@ -59,21 +59,8 @@ def written_beside(folder: str | Path) -> Iterator[Path]:
         raise ValueError(f"{folder} is a file; choose a folder to write to")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / FACTS_FILE).is_file():
         raise ValueError(f"{folder} is not empty and no saved model; choose another folder or empty it")
-    tag = uuid.uuid4().hex[:8]
-    new, old = folder.with_name(f".{folder.name}.{tag}.new"), folder.with_name(f".{folder.name}.{tag}.old")
-    new.mkdir(parents=True)
-    try:
+    with replacing_folder(folder) as new:
         yield new
-        if folder.is_dir():
-            os.replace(folder, old)
-        os.replace(new, folder)
-    except BaseException:
-        if old.is_dir() and not folder.exists():
-            os.replace(old, folder)
-        raise
-    finally:
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def save_model_folder(

@@ -6,12 +6,12 @@ import html
 import io
 import json
 import math
-import os
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
 from lighthubert_hf.costs.measuring import describe_machine
+from lighthubert_hf.files import write_bytes
 
 from .costs import Cost, format_cost
 
@@ -33,10 +33,7 @@ def write_report(result: "SearchResult", folder: Path) -> None:
         "html": _html(data).encode(),
     }
     for suffix, content in files.items():
-        path = folder / f"{NAME}.{suffix}"
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_bytes(content)
-        os.replace(beside, path)
+        write_bytes(folder / f"{NAME}.{suffix}", content)
 
 
 def to_json(result: "SearchResult") -> dict[str, Any]:

@@ -1,25 +1,19 @@
 """What `lighthubert demo` shows at the end: a table, a picture, and the JSON behind both."""
 
-import json
-import os
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from lighthubert_hf.files import replacing_file, write_json, write_text
 
 
 def write_report(folder: Path, results: dict[str, Any]) -> str:
     """Write `results.json`, `results.md` and `pareto.png` into `folder`; return the table as Markdown."""
     table = render_table(results)
-    _write(folder / "results.json", json.dumps(results, indent=2) + "\n")
-    _write(folder / "results.md", table)
+    write_json(folder / "results.json", results)
+    write_text(folder / "results.md", table)
     draw_pareto(results, folder / "pareto.png")
     return table
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
-    os.replace(beside, path)
 
 
 def render_table(results: dict[str, Any]) -> str:
@@ -77,9 +71,8 @@ def draw_pareto(results: dict[str, Any], path: Path) -> None:
     axes.axvline(results["teacher"]["parameters"] / 1e6, color="0.4", ls=":", label="teacher's size")
     axes.set(xlabel="parameters (millions)", ylabel="distillation loss on validation audio")
     axes.legend(frameon=False)
-    beside = path.with_name(f".{path.name}.partial")
-    figure.savefig(beside, format="png")
-    os.replace(beside, path)
+    with replacing_file(path) as new:
+        figure.savefig(new, format="png")
 
 
 def _columns(points: list) -> tuple[list[float], list[float]]:

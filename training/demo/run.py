@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lighthubert_hf.files import write_json
 from lighthubert_hf.training.distillation.recipe import DistillationRecipe
 
 from .report import write_report
@@ -98,9 +99,7 @@ def _prepare(folder: Path, settings: DemoSettings, fresh: bool) -> Path:
             f"{folder} holds a demo with other settings; add --fresh to start over, or choose another --output"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    beside = stored.with_suffix(".partial")
-    beside.write_text(json.dumps(asdict(settings), indent=2) + "\n")
-    os.replace(beside, stored)
+    write_json(stored, asdict(settings))
     return folder
 
 

@@ -6,8 +6,6 @@ spectra, frame by frame, then CTC on the transcripts.
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 from torch import nn
 from transformers import HubertConfig, HubertForCTC, Wav2Vec2Processor
 
+from lighthubert_hf.files import replacing_folder
 from lighthubert_hf.training.audio.batching import Batch, training_loader, validation_loader
 from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
 from lighthubert_hf.training.audio.sources import AudioSource
@@ -305,16 +304,9 @@ def character_error_rate(model: HubertForCTC, processor: Wav2Vec2Processor, sour
 
 
 def _save(model: HubertForCTC, processor: Wav2Vec2Processor, output: Path, manifest: dict[str, Any]) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        model.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
+    with replacing_folder(output) as new:
+        model.save_pretrained(new)
+        processor.save_pretrained(new)
         # Besides processor_config.json, for readers that know only this: preprocessor_config.json.
-        processor.feature_extractor.save_pretrained(temporary)
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        temporary.chmod(0o755)  # mkdtemp makes private folders; a model is an ordinary one
-        os.replace(temporary, output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        processor.feature_extractor.save_pretrained(new)
+        (new / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -13,16 +13,14 @@ output_dir/
         optimizer.safetensors        "parameter/exp_avg", "parameter/exp_avg_sq", "parameter/step"
         objective.safetensors        the objective's own heads
       complete.json                  written last: names and sizes of all files
-    .step-00020000.partial/          a save in progress, or one that was killed; removed at the next start
+    .step-00020000.0123abcd.new/     a save in progress, or one that was killed; removed at the next start
   final/                             the finished model, complete like pretrained_model/
 ```
 
-A checkpoint is written beside its name and renamed when complete. Nothing in it is pickled.
+A checkpoint is written beside its name and renamed when complete (see `files`). Nothing in it is pickled.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,9 +32,10 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
 from lighthubert_hf import LightHubertForPreTraining
+from lighthubert_hf.files import replacing_folder
 from lighthubert_hf.hub.card import CardFacts
 from lighthubert_hf.hub.folder import complete_folder
-from lighthubert_hf.training.runs.checkpoints import MARKER, fresh_partial
+from lighthubert_hf.training.runs.checkpoints import MARKER
 
 
 @dataclass
@@ -70,28 +69,28 @@ class TrainingState:
 
 def save_model(folder: Path, student: LightHubertForPreTraining, card: CardFacts) -> None:
     """The model with all that belongs to a model folder (feature extractor, card), complete or not at all."""
-    partial = fresh_partial(folder)
+    with replacing_folder(folder) as new:
+        _write_model(new, student, card)
+
+
+def _write_model(folder: Path, student: LightHubertForPreTraining, card: CardFacts) -> None:
     with _without_progress_bars():  # they would tear the training's own line
-        student.save_pretrained(partial)
-    complete_folder(partial, card)
-    os.replace(partial, folder)
+        student.save_pretrained(folder)
+    complete_folder(folder, card)
 
 
 def save_checkpoint(folder: Path, student: LightHubertForPreTraining, state: TrainingState, card: CardFacts) -> None:
     """Write one checkpoint (see the module's drawing), complete or not at all. By the main process only."""
-    partial = fresh_partial(folder)
-    save_model(partial / "pretrained_model", student, card)
-    place = partial / "training_state"
-    place.mkdir()
-    save_file(_owned(state.optimizer), place / "optimizer.safetensors")
-    save_file(_owned(state.objective), place / "objective.safetensors")
-    plain = {key: value for key, value in vars(state).items() if key not in ("optimizer", "objective")}
-    (place / "trainer.json").write_text(json.dumps(plain), encoding="utf-8")
-    sizes = {str(f.relative_to(partial)): f.stat().st_size for f in sorted(partial.rglob("*")) if f.is_file()}
-    (partial / MARKER).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
-    if folder.exists():  # of an earlier life of this run, resumed from before it
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
+    with replacing_folder(folder) as new:  # there may be one of an earlier life of this run, resumed from before it
+        _write_model(new / "pretrained_model", student, card)
+        place = new / "training_state"
+        place.mkdir()
+        save_file(_owned(state.optimizer), place / "optimizer.safetensors")
+        save_file(_owned(state.objective), place / "objective.safetensors")
+        plain = {key: value for key, value in vars(state).items() if key not in ("optimizer", "objective")}
+        (place / "trainer.json").write_text(json.dumps(plain), encoding="utf-8")
+        sizes = {str(f.relative_to(new)): f.stat().st_size for f in sorted(new.rglob("*")) if f.is_file()}
+        (new / MARKER).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
 
 
 def load_training_state(folder: Path) -> TrainingState:

@@ -1,13 +1,14 @@
 """What a run tells the world: a live line, `log.jsonl`, and trackers if asked for."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from tqdm.auto import tqdm
+
+from lighthubert_hf.files import write_text
 
 from .recipe import DistillationRecipe
 from .step import StepResult
@@ -116,9 +117,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def _truncate(path: Path, step: int) -> None:
     """Drop what was logged after `step`: the run goes on from there and will log it again."""
     kept = [entry for entry in read_log(path) if entry["step"] <= step]
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

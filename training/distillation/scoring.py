@@ -3,7 +3,6 @@
 Neither the teacher's targets nor the student's convolutional features depend on the subnet, so both are computed once.
 """
 
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from lighthubert_hf import LightHubertForPreTraining, Subnet
+from lighthubert_hf.files import scratch_folder
 from lighthubert_hf.search.run import Score
 from lighthubert_hf.training.audio.batching import Batch, validation_loader
 from lighthubert_hf.training.audio.sources import AudioSource
@@ -240,9 +240,11 @@ class _Cache:
                 "clips, raise memory_limit or disk_limit, or give a cache_folder"
             )
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix=".scoring-", dir=self._parent)
+            scratch = scratch_folder(Path(self._parent) / "scoring")
+            self._folder = scratch.__enter__()
+            weakref.finalize(self, scratch.__exit__, None, None, None)
         self._disk_left -= size
-        path = Path(self._folder.name) / f"{len(self._entries)}.safetensors"
+        path = self._folder / f"{len(self._entries)}.safetensors"
         save_file(tensors, path)
         self._entries.append((path, batch.samples, batch.features.device))
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from huggingface_hub import EvalResult
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
+from lighthubert_hf.files import write_text
 from lighthubert_hf.hub.card import FACTS_FILE, CardFacts, is_hub_id
 from lighthubert_hf.hub.folder import save_model_folder
 
@@ -26,13 +26,6 @@ def save_results(task: FineTuningTask, model: PreTrainedModel, metrics: dict[str
     write_text(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     facts = replace(_facts_of_encoder(recipe.model), evaluations=_evaluations(task, metrics["evaluation"]))
     save_model_folder(model, output / "model", card=facts, processor=task.processor())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it."""
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def _facts_of_encoder(settings: PretrainedSection) -> CardFacts:

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 
+from lighthubert_hf.files import write_text
 from lighthubert_hf.hub.publishing import push_folder
 from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
 from lighthubert_hf.training.audio.example_batches import MemoryBatches, StreamedBatches
@@ -32,7 +33,7 @@ from .ctc import CtcFineTuning
 from .diarization import DiarizationFineTuning
 from .model import Thawing, add_lora, build_model, freeze
 from .recipe import FineTuningRecipe
-from .results import save_results, write_text
+from .results import save_results
 from .task import FineTuningTask
 from .trainer import SpeechTrainer, last_complete_checkpoint, load_data_state
 from .verification import VerificationFineTuning

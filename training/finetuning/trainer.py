@@ -1,7 +1,6 @@
 """transformers' Trainer for labelled speech: batches by seconds, exact resume, scores that padding does not change."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from transformers import ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from lighthubert_hf.files import write_json
 from lighthubert_hf.training.audio.batching import Batch
 from lighthubert_hf.training.audio.examples import SpeechExample
 from lighthubert_hf.training.audio.padding import batches_of_similar_length, seconds_together
@@ -139,15 +139,13 @@ class _DataState(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        path = folder / _data_state_name(args.process_index)
-        beside = path.with_suffix(".partial")
-        beside.write_text(json.dumps({"world_size": args.world_size, "batches": self.batches.state}))
+        state = {"world_size": args.world_size, "batches": self.batches.state}
         if args.process_index > 0:
-            os.replace(beside, path)
+            write_json(folder / _data_state_name(args.process_index), state, indent=None)
         if args.world_size > 1:
             torch.distributed.barrier()
         if args.process_index == 0:
-            os.replace(beside, path)
+            write_json(folder / DATA_STATE, state, indent=None)
 
 
 def _data_state_name(rank: int) -> str:

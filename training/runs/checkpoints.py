@@ -1,12 +1,11 @@
 """The checkpoints of a run: `checkpoints/step-N`, each complete or not there."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 
+from lighthubert_hf.files import remove_folder
+
 MARKER = "complete.json"
-_PARTIAL = ".partial"
 
 
 def is_complete(folder: Path) -> bool:
@@ -28,27 +27,9 @@ def latest_checkpoint(checkpoints: Path) -> Path | None:
     return max(complete, default=None, key=lambda folder: folder.name)
 
 
-def remove_partial(output_dir: Path) -> None:
-    """Clear away what killed saves left behind."""
-    for folder in [*output_dir.glob(f".*{_PARTIAL}"), *output_dir.glob(f"checkpoints/.*{_PARTIAL}")]:
-        shutil.rmtree(folder)
-
-
 def rotate(checkpoints: Path, keep: int, in_use: Path | None = None) -> None:
     """Delete all but the newest `keep` complete checkpoints, and not the one that is being uploaded."""
     complete = sorted(folder for folder in checkpoints.glob("step-*") if is_complete(folder))
     for folder in complete[:-keep]:
         if folder != in_use:
-            # Renamed first: a kill in the middle must not leave something that looks like a checkpoint.
-            doomed = folder.with_name(f".{folder.name}{_PARTIAL}")
-            os.replace(folder, doomed)
-            shutil.rmtree(doomed)
-
-
-def fresh_partial(folder: Path) -> Path:
-    """An empty folder beside `folder`, to be renamed to it."""
-    partial = folder.with_name(f".{folder.name}{_PARTIAL}")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    return partial
+            remove_folder(folder)

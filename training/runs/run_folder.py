@@ -1,6 +1,5 @@
 """Whose run a folder holds: a run continues with the recipe and the number of processes it began with."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,8 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from lighthubert_hf.files import sweep, write_text
 from lighthubert_hf.training.recipes.sections import Recipe
-
-from .checkpoints import remove_partial
 
 # What may change between two lives of a run without changing what it computes.
 FREE_TO_CHANGE = (
@@ -36,12 +34,11 @@ def claim_folder(output_dir: Path, recipe: Recipe, accelerator: Accelerator) -> 
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         if file.exists():
-            remove_partial(output_dir)
+            for folder in (output_dir, output_dir / "checkpoints"):
+                sweep(folder)
             problem = [_difference(yaml.safe_load(file.read_text(encoding="utf-8")), recipe) or ""]
         if not problem[0]:
-            temporary = output_dir / ".recipe.yaml.partial"
-            temporary.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-            os.replace(temporary, file)
+            write_text(file, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     broadcast_object_list(problem)
     if problem[0]:
         raise ValueError(f"{output_dir} holds a run with {problem[0]}; take the same recipe, or another output_dir")

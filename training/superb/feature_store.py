@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from tqdm.auto import tqdm
 
+from lighthubert_hf.files import is_leftover, replacing_folder, sweep
 from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
 from lighthubert_hf.training.audio.sources import AudioSource
 
@@ -86,20 +86,13 @@ class FeatureStore:
         return CachedSplit(target)
 
     def _extract(self, upstream: Upstream, selection: Selection, target: Path, facts: dict, progress: bool) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_abandoned()
-        partial = self.folder / f".{target.name}.{os.getpid()}.partial"
-        partial.mkdir()
+        sweep(self.folder)
         counts: dict[str, int] = {}
-        try:
-            samples = self._write(upstream, selection, partial, counts, progress)
+        with replacing_folder(target) as new:  # if another process was faster, the same takes the place of the same
+            samples = self._write(upstream, selection, new, counts, progress)
             shape = [upstream.num_states, upstream.width]
             facts = facts | {"shape": shape, "counts": counts, "seconds": round(samples / SAMPLING_RATE, 3)}
-            (partial / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-            if not (target / FACTS).is_file():  # or another process was faster
-                os.replace(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            (new / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
     def _write(self, upstream: Upstream, selection: Selection, folder: Path, counts: dict, progress: bool) -> int:
         """Features and rows; returns the samples read."""
@@ -133,7 +126,8 @@ class FeatureStore:
 
     def _sets(self) -> list[Path]:
         """The finished sets, those not used for longest first."""
-        return sorted((path.parent for path in self.folder.glob(f"*/{FACTS}")), key=lambda path: path.stat().st_mtime)
+        sets = [path.parent for path in self.folder.glob(f"*/{FACTS}") if not is_leftover(path.parent)]
+        return sorted(sets, key=lambda path: path.stat().st_mtime)
 
     def _freed(self, needed: int) -> int:
         """Delete sets that this process does not use; returns the bytes won, at least `needed`."""
@@ -146,13 +140,6 @@ class FeatureStore:
         if won < needed:
             raise CacheOverflow(f"the features take more than the {self.limit / 1e9:g} GB that the cache may hold")
         return won
-
-    def _remove_abandoned(self) -> None:
-        """What processes left behind that were killed."""
-        for path in self.folder.glob(".*.partial"):
-            process = int(path.name.split(".")[-2])
-            if process == os.getpid() or not psutil.pid_exists(process):
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def data_fingerprint(source: AudioSource) -> Any:

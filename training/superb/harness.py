@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 
 from lighthubert_hf import __version__
 from lighthubert_hf.costs.measuring import describe_machine
+from lighthubert_hf.files import write_text
 from lighthubert_hf.model.search_space import Subnet
-from lighthubert_hf.training.finetuning.results import write_text
 
 from .feature_store import FeatureStore, data_fingerprint
 from .probing import train_head

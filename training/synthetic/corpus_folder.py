@@ -2,15 +2,13 @@
 
 import io
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lighthubert_hf.files import replacing_folder
 from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
 
 MANIFEST = "corpus.json"
@@ -31,17 +29,10 @@ def write_corpus(
     """
     if (existing := _existing_manifest(folder, parameters)) is not None:
         return existing
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        (temporary / "data").mkdir()
-        manifest = {"parameters": parameters, "splits": write_splits(temporary)}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        temporary.chmod(0o755)  # mkdtemp makes private folders; a corpus is an ordinary one
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with replacing_folder(folder) as new:
+        (new / "data").mkdir()
+        manifest = {"parameters": parameters, "splits": write_splits(new)}
+        (new / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return manifest
 
 
@@ -51,7 +42,7 @@ def _existing_manifest(folder: Path, parameters: dict[str, Any]) -> dict[str, An
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(f"{folder} exists and is not a synthetic corpus (no {MANIFEST}); choose another folder")
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     differing = sorted(key for key, value in parameters.items() if manifest["parameters"].get(key) != value)
     if differing:
         was, asked = ({key: source.get(key) for key in differing} for source in (manifest["parameters"], parameters))

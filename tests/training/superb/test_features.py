@@ -163,7 +163,7 @@ def test_an_interrupted_extraction_leaves_nothing_that_counts(upstream, superb_f
         patch.setattr(upstream, "features", fail)
         with pytest.raises(KeyboardInterrupt):
             FeatureStore(tmp_path).split(upstream, selection(superb_folder), progress=False)
-    abandoned = tmp_path / ".0123.4194305.partial"  # of a process that was killed; there is no such number
+    abandoned = tmp_path / ".0123.4194305a.new"  # of a process that was killed
     abandoned.mkdir()
     assert len(FeatureStore(tmp_path).split(upstream, selection(superb_folder), progress=False)) == 12
     assert not abandoned.exists()
