@@ -165,11 +165,14 @@ def _buffers(convs: Sequence[PackedConv], frames: int, wave: torch.Tensor) -> li
 
 def fold_group_norm(
     weight: torch.Tensor, stride: int, norm: Norm, wave: torch.Tensor
-) -> tuple[PackedConv, torch.Tensor]:
-    """Weights and bias of the convolution that gives on `wave` what that of `weight` and then `norm` give.
+) -> tuple[PackedConv, torch.Tensor, torch.Tensor]:
+    """Weights and bias of the convolution that gives what that of `weight` and then `norm` give, and its signal.
 
     `norm` has one channel a group, so over time it is a scale and a shift of each channel. Mean and variance of a
     channel follow from the windows' mean m and covariance C as w·m and wᵀCw: no frame is computed twice.
+
+    The signal comes back without its mean, which the norm takes off anyway: products with a large one would round away
+    what lies on top of it.
 
     Args:
         weight: `(channels, 1, kernel)`. A bias is gone with the mean.
@@ -177,26 +180,24 @@ def fold_group_norm(
     """
     kernel = weight.shape[2]
     frames = (wave.shape[0] - kernel) // stride + 1
-    offset = wave.double().mean()
-    mean, second = _window_moments(wave, offset, kernel, stride, frames)
+    wave = wave - wave.double().mean().to(wave.dtype)
+    mean, second = _window_moments(wave, kernel, stride, frames)
     taps = weight[:, 0].double()
-    centred_mean = taps @ mean
+    channel_mean = taps @ mean
     variance = ((taps @ (second - torch.outer(mean, mean))) * taps).sum(-1).clamp(min=0)
     scale = norm.weight.double() * torch.rsqrt(variance + norm.eps)
-    shift = norm.bias.double() - scale * (centred_mean + offset * taps.sum(-1))
+    shift = norm.bias.double() - scale * channel_mean
     scaled = (scale[:, None, None] * weight).to(wave.dtype)
-    return PackedConv(scaled, stride), shift.to(wave.dtype)
+    return PackedConv(scaled, stride), shift.to(wave.dtype), wave
 
 
-def _window_moments(
-    wave: torch.Tensor, offset: torch.Tensor, kernel: int, stride: int, frames: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean `(kernel,)` of all windows of `wave - offset`, and the mean `(kernel, kernel)` of their outer products."""
+def _window_moments(wave: torch.Tensor, kernel: int, stride: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean `(kernel,)` of all windows of `wave`, and the mean `(kernel, kernel)` of their outer products."""
     mean = torch.zeros(kernel, dtype=torch.float64)
     second = torch.zeros(kernel, kernel, dtype=torch.float64)
     for start in range(0, frames, 1 << 16):
         stop = min(start + (1 << 16), frames)
-        seen = wave[start * stride : (stop - 1) * stride + kernel].double() - offset
+        seen = wave[start * stride : (stop - 1) * stride + kernel].double()
         seen = seen.unfold(0, kernel, stride)
         mean += seen.sum(0)
         second += seen.T @ seen

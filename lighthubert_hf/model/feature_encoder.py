@@ -153,8 +153,8 @@ class FeatureEncoder(nn.Module):
             input_values: `(batch, samples)`.
             lengths: valid samples of each row, `(batch,)`. Frames that see any other are zero.
 
-        On a CPU this is computed channels-last, to 1e-5 the same, where nothing speaks against it: see `channels_last`
-        for evaluation, `channels_last_autograd` for training. The latter can be differentiated once.
+        On a CPU this is computed channels-last, as exactly as by the modules, where nothing speaks against it: see
+        `channels_last` for evaluation, `channels_last_autograd` for training. The latter can be differentiated once.
         """
         if self._is_as_built(input_values):
             if not wants_gradients([input_values, *self.parameters()]):
@@ -223,7 +223,9 @@ class FeatureEncoder(nn.Module):
         if not frames:
             return row.new_empty(0, self.active_channels[-1])
         first = self.conv_layers[0]
-        conv, bias = fold_group_norm(state_of(first.conv)["weight"], first.conv.stride[0], first.norm_state(), row)
+        conv, bias, row = fold_group_norm(
+            state_of(first.conv)["weight"], first.conv.stride[0], first.norm_state(), row
+        )
         return run_layers([Layer(conv, bias, None, first.activate_into), *layers[1:]], row, frames)
 
     def _run_with_gradients(self, input_values: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:

@@ -669,7 +669,8 @@ class LightHubertForPreTraining(LightHubertPreTrainedModel):
         predictions = self.prediction_head(outputs.last_hidden_state)
         loss = None
         if targets is not None:
-            error = (predictions.float() - targets.float()).abs().mean(-1)
+            precise = torch.promote_types(predictions.dtype, torch.float32)
+            error = (predictions.to(precise) - targets.to(precise)).abs().mean(-1)
             if attention_mask is None:
                 loss = error.mean()
             else:
@@ -907,7 +908,8 @@ class LightHubertForXVector(LightHubertHeadModel):
     @staticmethod
     def _pool_statistics(hidden_states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Mean and (unbiased) standard deviation over the first `lengths` frames: `(B, T, C)` to `(B, 2C)`."""
-        dtype, hidden_states = hidden_states.dtype, hidden_states.float()  # squares overflow in half precision
+        dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.promote_types(dtype, torch.float32))  # squares overflow in half
         valid = torch.arange(hidden_states.shape[1], device=lengths.device) < lengths[:, None]
         count = lengths[:, None].to(hidden_states.dtype)
         mean = hidden_states.masked_fill(~valid[..., None], 0).sum(1) / count
