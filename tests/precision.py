@@ -1,27 +1,29 @@
 """How exact single precision has to be: as exact as plain modules are, on the machine that the test runs on.
 
-Two computations of the same thing in float32 differ by what each rounds, and that is up to the processor: over how many
-lanes and threads a sum is split, whether a multiply-add rounds once or twice, which kernel a library picks for a shape. An
-absolute bound on their difference holds on the machine it was found on. So each is compared with the same computation in
-float64, whose own rounding (1e-16) is nothing beside theirs (6e-8), and what is bounded is ours by the other's:
+Two computations of the same thing in float32 differ by what each rounds, and that is up to the processor: over how
+many lanes and threads a sum is split, whether a multiply-add rounds once or twice, which kernel a library picks for a
+shape. An absolute bound on their difference holds on the machine it was found on. So each is compared with the same
+computation in float64, whose own rounding (1e-16) is nothing beside theirs (6e-8), and what is bounded is ours by the
+other's:
 
     error(ours) <= FACTOR * error(plain) + FLOOR * eps * size(exact)
 
-*Error and size are root mean squares over all elements.* A maximum belongs to one element and to luck; a mean over many
-is a property of the algorithms, and their ratio hardly moves. It still shows a single wrong element: among 10,000 that are
-right to 1e-6, one that is wrong by 1e-3.
+*Error and size are root mean squares over all elements.* A maximum belongs to one element and to luck; a mean over
+many is a property of the algorithms, and their ratio hardly moves. It still shows a single wrong element: among
+10,000 that are right to 1e-6, one that is wrong by 1e-3.
 
-*Why it holds anywhere.* Both sides sum the same products of the same numbers. In which order changes the constant before
-eps, for both, and what the layers behind make of an error (random weights amplify it, up to a hundred times) they make of
-both. `FACTOR` is for orders that differ: a sum in blocks against one from first to last, a transform against a direct sum.
+*Why it holds anywhere.* Both sides sum the same products of the same numbers. In which order changes the constant
+before eps, for both, and what the layers behind make of an error (random weights amplify it, up to a hundred times)
+they make of both. `FACTOR` is for orders that differ: a sum in blocks against one from first to last, a transform
+against a direct sum.
 
 *The floor* is for plain modules that are exact by chance, as sums of few terms are: a few roundings of numbers of the
-exact result's size. Of gradients, the size is the largest of all parameters in the same pass. Where a gradient is zero by
-mathematics (a bias before a norm that takes the mean off, a key's bias before a softmax), what comes out on either side is
-rounding of the terms that cancel, and those are of the size of the other gradients.
+exact result's size. Of gradients, the size is the largest of all parameters in the same pass. Where a gradient is
+zero by mathematics (a bias before a norm that takes the mean off, a key's bias before a softmax), what comes out on
+either side is rounding of the terms that cancel, and those are of the size of the other gradients.
 
-The exact result must come from the plain side. A plain result that is further from it than rounding can bring it means
-that the two are not the same computation, and is an error of the test.
+The exact result must come from the plain side. A plain result that is further from it than rounding can bring it
+means that the two are not the same computation, and is an error of the test.
 """
 
 import copy

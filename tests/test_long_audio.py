@@ -4,8 +4,10 @@ import torch
 from lighthubert_hf import LightHubertForCTC, LightHubertModel, Subnet
 from lighthubert_hf.long_audio import exact_context, extract_long_features, iterate_long_features
 
+from .precision import assert_as_exact, in_double
+
+pytestmark = pytest.mark.numerical
 SUBNET = Subnet(48, (1, 4, 2), (96, 72, 144))
-TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")
@@ -29,27 +31,31 @@ def whole(model, recording, layer=-1):
     return out.last_hidden_state[0] if layer == -1 else out.hidden_states[layer][0]
 
 
+def assert_as_whole(features, model, recording, layer=-1):
+    """As exact as one forward over the whole recording."""
+    assert_as_exact(features, *(whole(twin, recording, layer) for twin in (model, in_double(model))))
+
+
 @pytest.mark.parametrize("chunk_seconds", [0.02, 0.5, 1.23, 100.0])
 def test_exact_with_sliding_windows(sliding, recording, chunk_seconds):
     assert exact_context(sliding) == 18
     stop = 99_123 if chunk_seconds > 0.1 else 8_000
     features = extract_long_features(sliding, recording[:stop], chunk_seconds)
-    torch.testing.assert_close(features, whole(sliding, recording[:stop]), **TOLERANCE)
+    assert_as_whole(features, sliding, recording[:stop])
 
 
 def test_the_context_is_no_wider_than_needed(sliding, recording):
     """One frame less, and the chunks' edges show."""
     frame = 320 / 16_000
     exact, less = (extract_long_features(sliding, recording, 0.5, context * frame + 1e-4) for context in (18, 17))
-    expected = whole(sliding, recording)
-    torch.testing.assert_close(exact, expected, **TOLERANCE)
-    assert (less - expected).abs().max() > 1e-4
+    assert_as_whole(exact, sliding, recording)
+    assert (less - exact).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("layer", [0, 1, 3, -1])
 def test_any_layer(sliding, recording, layer):
     features = extract_long_features(sliding, recording, 1.0, layer=layer)
-    torch.testing.assert_close(features, whole(sliding, recording, layer), **TOLERANCE)
+    assert_as_whole(features, sliding, recording, layer)
 
 
 def test_only_the_layers_that_run_count(make_model):
@@ -65,13 +71,10 @@ def test_global_attention_is_approximated(make_model, recording):
     """More overlap is closer; with all of the recording as context it is exact."""
     model = make_model(LightHubertModel).extract_subnet(SUBNET)
     assert exact_context(model) is None
-    expected = whole(model, recording)
-    errors = [
-        (extract_long_features(model, recording, 1.0, overlap) - expected).square().mean().item()
-        for overlap in (0.0, 2.0, 10.0)
-    ]
-    assert errors[0] > errors[1] > errors[2]
-    assert errors[2] < 1e-10
+    *partly, completely = (extract_long_features(model, recording, 1.0, overlap) for overlap in (0.0, 2.0, 10.0))
+    assert_as_whole(completely, model, recording)
+    errors = [(features - completely).square().mean().item() for features in partly]
+    assert errors[0] > errors[1] > 1e-8
     default = extract_long_features(model, recording, 1.0)
     assert torch.equal(default, extract_long_features(model, recording, 1.0, 5.0))
 
@@ -85,14 +88,14 @@ def test_a_group_norm_is_approximated_even_with_windows(make_model):
 def test_chunks_come_one_by_one(sliding, recording):
     chunks = list(iterate_long_features(sliding, recording[None], chunk_seconds=1.0))
     assert [len(chunk) for chunk in chunks] == [50] * 6 + [9]
-    torch.testing.assert_close(torch.cat(chunks), whole(sliding, recording), **TOLERANCE)
+    assert_as_whole(torch.cat(chunks), sliding, recording)
     assert not any(chunk.requires_grad for chunk in chunks)
 
 
 def test_models_with_a_head(make_model, recording):
     model = make_model(LightHubertForCTC, attention_window=4).extract_subnet(SUBNET)
     features = extract_long_features(model, recording, 1.0)
-    torch.testing.assert_close(features, whole(model, recording), **TOLERANCE)
+    assert_as_whole(features, model, recording)
 
 
 def test_one_frame(sliding):

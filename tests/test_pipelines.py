@@ -110,9 +110,9 @@ def test_audio_classification(make_model, feature_extractor, audio):
     assert {entry["label"] for entry in found} == set(names.values())
     with torch.no_grad():
         logits = model(**feature_extractor(audio, sampling_rate=16_000, return_tensors="pt")).logits[0]
-    for entry in found:
+    for entry in found:  # the same forward; but the pipeline has a softmax of its own
         score = logits.softmax(-1)[ids[entry["label"]]]
-        assert entry["score"] == pytest.approx(score.item(), abs=1e-5)
+        assert entry["score"] == pytest.approx(score.item(), abs=1e-6)
 
 
 def test_audio_classification_from_a_folder(make_model, feature_extractor, audio, tmp_path):
@@ -132,4 +132,4 @@ def test_feature_extraction(make_model, feature_extractor, audio, tmp_path):
             inputs = feature_extractor(audio, sampling_rate=16_000, return_tensors="pt")
             expected = model(**inputs).last_hidden_state
         assert features.shape == (1, 149, 48)
-        torch.testing.assert_close(features, expected[0] if features.ndim == 2 else expected, rtol=0, atol=1e-5)
+        assert torch.equal(features, expected)

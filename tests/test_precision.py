@@ -76,7 +76,7 @@ def test_what_is_not_the_same_computation_is_no_yardstick(product):
 
 
 def test_gradients_that_are_zero_by_mathematics():
-    """A bias before a norm over time: one side may be exactly zero, the other is rounding. A real error still shows."""
+    """A bias before a norm over time: one side may be exactly zero, the other is rounding. A real error shows."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv1d(4, 8, 3), nn.GroupNorm(8, 8))
     x, weight = torch.randn(2, 4, 200), torch.randn(2, 8, 198)

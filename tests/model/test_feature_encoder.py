@@ -72,7 +72,7 @@ def assert_as_transformers(found, theirs, audio, **options):
 
 
 def assert_same_in_double(found, wanted, tolerance):
-    """Within `tolerance` of the largest value, or of 1. Rounding to 1e-16 leaves room for what any stack makes of it."""
+    """Within `tolerance` of the largest value, or of 1. Rounding to 1e-16 leaves room for what a stack makes of it."""
     size = wanted[wanted.isfinite()].abs().max().clamp(min=1).item() if wanted.numel() else 1
     torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * size)
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from lighthubert_hf import LightHubertForCTC, LightHubertModel, Subnet
 
-TOLERANCE = {"rtol": 0, "atol": 1e-5}
+from ..precision import assert_as_exact, in_double
+
 FIELD, HOP = 400, 320
 
 
@@ -21,6 +22,12 @@ def model(request, make_model):
     return make_model(LightHubertModel, feat_extract_norm=request.param).extract_subnet(
         Subnet(48, (1, 4, 2), (96, 72, 144))
     )
+
+
+@pytest.fixture(scope="module")
+def exact(model):
+    """The model in float64."""
+    return in_double(model)
 
 
 def padded(rows: list[torch.Tensor], length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,26 +108,29 @@ def test_dropped_layers_get_no_gradient(tiny_supernet, waveforms):
 # Batches
 
 
+@pytest.mark.numerical
 @torch.no_grad()
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(FIELD, 6000), min_size=1, max_size=4), seed=st.integers(0, 2**32))
-def test_a_padded_batch_equals_each_utterance_alone(model, lengths, seed):
+def test_a_padded_batch_equals_each_utterance_alone(model, exact, lengths, seed):
     torch.manual_seed(seed)
     rows = [torch.randn(length) for length in lengths]
     batch, mask = padded(rows, max(lengths) + 500)
     together = model(batch, mask, output_hidden_states=True)
+    found, plain, precise = [], [], []  # of each row, its states
     for i, row in enumerate(rows):
-        alone = model(row[None], output_hidden_states=True)
-        frames = alone.last_hidden_state.shape[1]
-        assert frames == model._get_feat_extract_output_lengths(len(row))
-        for a, b in zip(alone.hidden_states, together.hidden_states, strict=True):
-            torch.testing.assert_close(b[i, :frames], a[0], **TOLERANCE)
+        frames = model._get_feat_extract_output_lengths(len(row))
+        found.append([state[i, :frames] for state in together.hidden_states])
+        for twin, states in ((model, plain), (exact, precise)):
+            states.append([state[0] for state in twin(row[None], output_hidden_states=True).hidden_states])
+    assert_as_exact(*([torch.cat(states) for states in zip(*rows)] for rows in (found, plain, precise)))
 
 
+@pytest.mark.numerical
 @torch.no_grad()
-def test_a_full_mask_is_no_mask(model, waveforms):
+def test_a_full_mask_is_no_mask(model, exact, waveforms):
     with_mask = model(waveforms, torch.ones_like(waveforms)).last_hidden_state
-    torch.testing.assert_close(with_mask, model(waveforms).last_hidden_state, **TOLERANCE)
+    assert_as_exact(with_mask, *(twin(waveforms).last_hidden_state for twin in (model, exact)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64, torch.float16, torch.bfloat16])
@@ -153,17 +163,16 @@ def test_exactly_one_frame(model):
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.numerical
 @torch.no_grad()
-def test_rows_without_a_frame_stay_finite_and_alone(model, waveforms, implementation, dtype):
+def test_rows_without_a_frame_stay_finite_and_alone(model, exact, waveforms, implementation, dtype):
     model = copy.deepcopy(model).to(dtype)
     model.set_attn_implementation(implementation)
     short = [waveforms[1][:samples] for samples in (0, 1, 399)]
     batch, mask = padded([waveforms[0], *short])
     out = model(batch, mask).last_hidden_state
     assert out.isfinite().all()
-    tolerance = 1e-5 if dtype == torch.float32 else 0.05 * out.abs().max().item()
-    alone = model(waveforms[:1]).last_hidden_state
-    torch.testing.assert_close(out[:1], alone, rtol=0, atol=tolerance)
+    assert_as_exact(out[:1], *(twin(waveforms[:1]).last_hidden_state for twin in (model, exact)))
     nothing = model(batch, torch.zeros_like(mask)).last_hidden_state
     assert nothing.isfinite().all()
 
@@ -175,18 +184,19 @@ def test_bad_samples_stay_in_their_row(model, waveforms, bad):
     broken[1, 2000] = bad
     out, clean = model(broken).last_hidden_state, model(waveforms).last_hidden_state
     assert out[1].isnan().any()
-    torch.testing.assert_close(out[[0, 2, 3]], clean[[0, 2, 3]], **TOLERANCE)
+    assert torch.equal(out[[0, 2, 3]], clean[[0, 2, 3]])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.numerical
 @torch.no_grad()
-def test_bad_samples_in_the_padding_do_not_matter(model, waveforms, bad):
+def test_bad_samples_in_the_padding_do_not_matter(model, exact, waveforms, bad):
     batch, mask = padded([waveforms[0], waveforms[1][:3000]])
     batch[mask == 0] = bad
-    alone = model(waveforms[1:2, :3000]).last_hidden_state
+    alone, precise = (twin(waveforms[1:2, :3000]).last_hidden_state for twin in (model, exact))
     out = model(batch, mask).last_hidden_state
     assert out.isfinite().all()
-    torch.testing.assert_close(out[1, : alone.shape[1]], alone[0], **TOLERANCE)
+    assert_as_exact(out[1, : alone.shape[1]], alone[0], precise[0])
 
 
 @pytest.mark.parametrize(
@@ -207,11 +217,10 @@ def test_wrong_inputs(model, inputs, message):
 
 @torch.no_grad()
 def test_inputs_follow_the_dtype_of_the_weights(model, waveforms):
-    expected = model(waveforms).last_hidden_state
     for dtype in (torch.float64, torch.float16):
         out = model(waveforms.to(dtype)).last_hidden_state
         assert out.dtype == torch.float32
-        torch.testing.assert_close(out, expected, rtol=0, atol=0 if dtype == torch.float64 else 0.1)
+        assert torch.equal(out, model(waveforms.to(dtype).float()).last_hidden_state)
 
 
 # Hidden states
@@ -245,10 +254,10 @@ def test_masked_frames_are_the_embedding(model, waveforms):
     masked = model.encode(features, None, mask).last_hidden_state
     assert torch.equal(model(waveforms, mask_time_indices=mask).last_hidden_state, masked)
     features[mask] = 7.0
-    torch.testing.assert_close(model.encode(features, None, mask).last_hidden_state, masked, **TOLERANCE)
+    assert torch.equal(model.encode(features, None, mask).last_hidden_state, masked)
     unmasked = model(waveforms).last_hidden_state
     assert (masked[0] - unmasked[0]).abs().max() > 0.1
-    torch.testing.assert_close(masked[1:], unmasked[1:], **TOLERANCE)
+    assert torch.equal(masked[1:], unmasked[1:])
 
 
 @pytest.mark.parametrize("samples", [400, 720, 4800])
@@ -267,7 +276,7 @@ def test_spec_augment_is_for_training_only(make_model, waveforms):
     augmented = model.train()(waveforms).last_hidden_state
     assert (augmented - clean).abs().max() > 0.1
     model.config.apply_spec_augment = False
-    torch.testing.assert_close(model(waveforms).last_hidden_state, clean, **TOLERANCE)
+    assert torch.equal(model(waveforms).last_hidden_state, clean)
 
 
 def test_layer_drop_keeps_the_number_of_states(make_model, waveforms):
@@ -286,12 +295,13 @@ def test_layer_drop_keeps_the_number_of_states(make_model, waveforms):
 # Determinism
 
 
+@pytest.mark.numerical
 @torch.no_grad()
-def test_batch_order_does_not_matter(model, waveforms):
+def test_batch_order_does_not_matter(model, exact, waveforms):
     order = list(range(4))
     random.Random(0).shuffle(order)
-    out = model(waveforms).last_hidden_state
-    torch.testing.assert_close(model(waveforms[order]).last_hidden_state, out[order], **TOLERANCE)
+    found = model(waveforms[order]).last_hidden_state
+    assert_as_exact(found, *(twin(waveforms).last_hidden_state[order] for twin in (model, exact)))
 
 
 def test_initialisation_follows_the_seed(make_config):

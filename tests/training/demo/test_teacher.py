@@ -118,7 +118,9 @@ def test_targets_are_the_nearest_clusters(corpus):
     targets, valid = clusters.targets(batch), valid_frames(batch)
     assert (targets[~valid] == -100).all()
     standardised = ((log_mel(batch["input_values"]) - clusters.mean) / clusters.scale)[valid]
-    assert torch.equal(targets[valid], torch.cdist(standardised, clusters.centres).argmin(-1))
+    distances = torch.cdist(standardised.double(), clusters.centres.double())
+    taken, least = distances.gather(1, targets[valid][:, None])[:, 0], distances.min(1).values
+    assert (taken <= least + 1e-4).all()  # of squares of up to 100, rounded: as good as the nearest
     assert len(targets[valid].unique()) > 20
 
 

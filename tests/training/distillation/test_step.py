@@ -14,6 +14,7 @@ from lighthubert_hf.training.distillation.step import DistillationModel, Trainin
 from lighthubert_hf.training.distillation.student import build_student
 from lighthubert_hf.training.distillation.teacher import Teacher
 
+from ...precision import assert_gradients_as_exact
 from .encoders import make_encoder
 from .tiny import TINY_SPACE
 
@@ -35,18 +36,24 @@ def rows(batch, start, stop):
     return {key: value[start:stop] for key, value in batch.items()}
 
 
-def make_step(recipe, student=None, encoder=None, accelerator=None) -> TrainingStep:
+def make_step(recipe, student=None, encoder=None, accelerator=None, dtype=torch.float32) -> TrainingStep:
+    """In float64 all but the losses, which are always in float32."""
     accelerator = accelerator or Accelerator(cpu=True)
     encoder = encoder or make_encoder("hubert")
     student = student or build_student(recipe.student, encoder, 0)
     torch.manual_seed(0)
     objective = make_objective(recipe.objective, encoder.config, student.config)
+    encoder, student, objective = (module.to(dtype) for module in (encoder, student, objective))
     model = DistillationModel(Teacher(encoder, objective.request), student.train(), objective, accelerator)
     return TrainingStep(model, accelerator.prepare(make_optimizer(model, recipe)[0]), recipe)
 
 
 def weights(step) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in step.parameters]
+
+
+def gradients(step) -> dict[str, torch.Tensor]:
+    return {str(index): p.grad for index, p in enumerate(step.parameters) if p.grad is not None}
 
 
 OBJECTIVES = {
@@ -66,6 +73,11 @@ def recipe_of(tiny_recipe):
     return make
 
 
+# Losses and norms of gradients are compared within 84 eps or more: they are means over thousands of terms, in which
+# the rounding of each is hardly seen. What is wrong by less shows in the gradients.
+
+
+@pytest.mark.numerical
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_four_small_batches_equal_one_big(recipe_of, objective):
     """Also with clips of very unequal length, whose frames count alike wherever they are.
@@ -76,34 +88,36 @@ def test_four_small_batches_equal_one_big(recipe_of, objective):
     lengths = [16000, 15000, 9000, 9000, 4000, 2500, 2400, 1700]
     batch = make_batch(lengths)
     subnets = [SPACE.largest(), SPACE.smallest(), SPACE.default()]
-    big, small = (make_step(recipe) for _ in range(2))
+    big, small, exact = make_step(recipe), make_step(recipe), make_step(recipe, dtype=torch.float64)
     before = weights(big)
     one = big.run(3, [batch], subnets)
     four = small.run(3, [rows(batch, start, start + 2) for start in range(0, 8, 2)], subnets)
     assert one.loss == pytest.approx(four.loss, rel=1e-5)
     assert one.gradient_norm == pytest.approx(four.gradient_norm, rel=1e-4)
+    exact.run(3, [batch], subnets)
+    assert_gradients_as_exact(*map(gradients, (small, big, exact)))
     for a, b, old in zip(big.parameters, small.parameters, before, strict=True):
-        if a.grad is not None:
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
         assert (a.grad is None) == (b.grad is None) == torch.equal(a, old)
 
 
+@pytest.mark.numerical
 def test_shared_front_end_pass_equals_separate_ones(recipe_of):
     """Backward through the front end once, with the encoders' gradients gathered, is backward per subnet."""
     recipe = recipe_of(optimizer={"max_grad_norm": None})
     batch, subnets = make_batch([8000, 6000]), [SPACE.largest(), SPACE.smallest(), SPACE.default()]
     together = make_step(recipe)
     together.run(0, [batch], subnets)
-    alone = make_step(recipe)
-    totals = [torch.zeros_like(parameter) for parameter in alone.parameters]
-    for subnet in subnets:
-        fresh = make_step(recipe)
-        fresh.run(0, [batch], [subnet])
-        for total, parameter in zip(totals, fresh.parameters, strict=True):
-            total += 0 if parameter.grad is None else parameter.grad / len(subnets)
-    for total, parameter in zip(totals, together.parameters, strict=True):
-        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        torch.testing.assert_close(grad, total, rtol=1e-4, atol=1e-6)
+
+    def one_by_one(dtype):
+        totals = {}
+        for subnet in subnets:
+            fresh = make_step(recipe, dtype=dtype)
+            fresh.run(0, [batch], [subnet])
+            for name, gradient in gradients(fresh).items():
+                totals[name] = totals.get(name, 0) + gradient / len(subnets)
+        return totals
+
+    assert_gradients_as_exact(gradients(together), one_by_one(torch.float32), one_by_one(torch.float64))
 
 
 def test_loss_is_the_models_own_on_unmasked_audio(recipe_of):
@@ -128,9 +142,8 @@ def test_frozen_front_end_with_the_teachers_weights_is_shared(recipe_of):
     front_end.register_forward_hook(lambda *_: runs.append(1))
     losses = [step.run(0, [batch], subnets).loss for step in (shared, separate)]
     assert not runs
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for a, b in zip(shared.parameters, separate.parameters, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert losses[0] == losses[1]  # the same kernels on the same numbers
+    assert all(torch.equal(a, b) for a, b in zip(shared.parameters, separate.parameters, strict=True))
     with torch.no_grad():
         next(front_end.parameters()).add_(1e-3)
     again = DistillationModel(shared.model.teacher, shared.model.student, shared.model.objective, shared.accelerator)
@@ -153,14 +166,15 @@ def test_dropped_layers_are_left_alone(recipe_of):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradient_checkpointing_changes_nothing(recipe_of, checkpointing):
-    recipe = recipe_of(student={"config": {}})  # with dropout: the recomputation must repeat it
+    """To the bit. A front end in training is left to other kernels then (tests/model/test_feature_encoder.py)."""
+    # With dropout: the recomputation must repeat it.
+    recipe = recipe_of(student={"config": {}, "freeze_feature_encoder": True})
     steps = [make_step(recipe) for _ in range(2)]
     if checkpointing:
         steps[1].model.student.activation_checkpointing_enable()
     results = [step.run(0, [make_batch([8000, 6000])], [SPACE.largest(), SPACE.smallest()]) for step in steps]
     assert results[0].loss == results[1].loss
-    for a, b in zip(*(step.parameters for step in steps), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+    assert all(torch.equal(a, b) for a, b in zip(*(step.parameters for step in steps), strict=True))
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])

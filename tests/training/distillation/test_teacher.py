@@ -9,9 +9,25 @@ from lighthubert_hf.training.distillation.objectives.base import TeacherRequest
 from lighthubert_hf.training.distillation.recipe import TeacherSection
 from lighthubert_hf.training.distillation.teacher import Teacher, load_teacher
 
+from ...precision import assert_as_exact, in_double
 from .encoders import FAMILIES, make_encoder
 
 
+def ffn_outputs(model, audio, indices):
+    """What the FFNs of some layers make of what goes into them, and all hidden states."""
+    found = []
+    for index in indices:
+        ffn = model.encoder.layers[index].feed_forward
+        captured = []
+        hook = ffn.register_forward_hook(lambda _m, inputs, _o, captured=captured: captured.append(inputs[0]))
+        states = model(audio, output_hidden_states=True).hidden_states
+        hook.remove()
+        hidden = F.gelu(F.linear(captured[0], ffn.intermediate_dense.weight, ffn.intermediate_dense.bias))
+        found.append(F.linear(hidden, ffn.output_dense.weight, ffn.output_dense.bias))
+    return found, states
+
+
+@pytest.mark.numerical
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_layer_results_are_the_ffn_outputs_before_dropout_residual_and_norm(family):
@@ -20,27 +36,17 @@ def test_layer_results_are_the_ffn_outputs_before_dropout_residual_and_norm(fami
     audio = torch.randn(2, 4000)
     output = teacher(audio)
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    states = model(audio, output_hidden_states=True).hidden_states
-    for index in (0, 3):
-        torch.testing.assert_close(output.hidden_states[index], states[index])
-    for index in (1, 2):
-        layer = model.encoder.layers[index]
-        # Recomputed from what goes into the FFN.
-        captured = {}
-        hook = layer.feed_forward.register_forward_hook(lambda _m, inputs, _o, c=captured: c.update(x=inputs[0]))
-        model(audio)
-        hook.remove()
-        ffn = layer.feed_forward
-        hidden = F.gelu(F.linear(captured["x"], ffn.intermediate_dense.weight, ffn.intermediate_dense.bias))
-        expected = F.linear(hidden, ffn.output_dense.weight, ffn.output_dense.bias)
-        torch.testing.assert_close(output.layer_results[index], expected)
+    plain, exact = ffn_outputs(model, audio, (1, 2)), ffn_outputs(in_double(model), audio.double(), (1, 2))
+    assert_as_exact([output.layer_results[index] for index in (1, 2)], plain[0], exact[0])
+    states = [output.hidden_states[index] for index in (0, 3)]
+    assert_as_exact(states, *([states[index] for index in (0, 3)] for _, states in (plain, exact)))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("norm", ["layer", "group"])
 def test_padding_does_not_change_what_the_teacher_says(norm):
-    teacher = Teacher(
-        make_encoder("hubert", feat_extract_norm=norm), TeacherRequest(layer_results=(3,), hidden_states=(2,))
-    )
+    encoder, request = make_encoder("hubert", feat_extract_norm=norm), TeacherRequest((3,), (2,))
+    teacher, exact = Teacher(encoder, request), Teacher(in_double(encoder), request)
     lengths = [4000, 2400, 4000, 3210]
     audio, mask = torch.randn(4, 4000), torch.zeros(4, 4000, dtype=torch.long)
     for row, length in enumerate(lengths):
@@ -48,10 +54,10 @@ def test_padding_does_not_change_what_the_teacher_says(norm):
         mask[row, :length] = 1
     together = teacher(audio, mask)
     for row, length in enumerate(lengths):
-        alone = teacher(audio[row : row + 1, :length])
-        frames = alone.layer_results[3].shape[1]
-        torch.testing.assert_close(together.layer_results[3][row, :frames], alone.layer_results[3][0])
-        torch.testing.assert_close(together.hidden_states[2][row, :frames], alone.hidden_states[2][0])
+        alone = [twin(audio[row : row + 1, :length]) for twin in (teacher, exact)]
+        frames = alone[0].layer_results[3].shape[1]
+        for read in (lambda output: output.layer_results[3], lambda output: output.hidden_states[2]):
+            assert_as_exact(read(together)[row, :frames], *(read(output)[0] for output in alone))
 
 
 def test_batches_are_padded_if_the_teacher_says_that_it_changes_nothing():
@@ -66,7 +72,7 @@ def test_masks_use_the_teachers_own_embedding():
     frames = teacher(torch.randn(2, 4000)).hidden_states[0].shape[1]
     everything = torch.ones(2, frames + 1, dtype=torch.bool)  # one frame more than the teacher has is cut
     one, other = (teacher(torch.randn(2, 4000), None, everything).hidden_states[0] for _ in range(2))
-    torch.testing.assert_close(one, other)
+    assert torch.equal(one, other)
     with pytest.raises(ValueError, match="no mask embedding"):
         Teacher(make_encoder("hubert", mask_time_prob=0.0), TeacherRequest(masked=True))
 

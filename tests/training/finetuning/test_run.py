@@ -158,13 +158,14 @@ class TestFinetuning:
         assert all(tensor.dtype == torch.float32 for tensor in weights(metrics["model"]).values())
 
     def test_gradient_checkpointing_changes_nothing(self, corpus, tmp_path):
+        """To the bit. A front end in training is left to other kernels then (tests/model/test_feature_encoder.py)."""
+        changes = {"freezing": {"freeze": "feature_encoder"}}
         runs = [
-            finetune(make_recipe(corpus, tmp_path / str(flag), training={"gradient_checkpointing": flag}), quiet=True)
+            make_recipe(corpus, tmp_path / str(flag), training={"gradient_checkpointing": flag}, **changes)
             for flag in (False, True)
         ]
-        first, second = (weights(run["model"]) for run in runs)
-        for name in first:
-            torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-6, msg=name)
+        first, second = (weights(finetune(run, quiet=True)["model"]) for run in runs)
+        assert_equal(first, second)  # computed again by the same kernels
 
     def test_tensorboard(self, corpus, tmp_path):
         logging = {"trackers": ["tensorboard"], "every": 1}
@@ -212,7 +213,7 @@ class TestStarts:
         trained = weights(finetune(recipe, quiet=True)["model"])
         start = self.build(path=supernet).state_dict()
         name = "lighthubert.feature_projection.projection.weight"
-        torch.testing.assert_close(trained[name], start[name])
+        assert (trained[name] - start[name]).abs().max() < 1e-10  # some steps of 1e-12
 
     def test_the_head_is_kept_with_the_vocabulary_it_was_trained_for(self, corpus, tmp_path):
         first = finetune(make_recipe(corpus, tmp_path / "first"), quiet=True)["model"]
@@ -223,7 +224,7 @@ class TestStarts:
             weights(folder)["lm_head.weight"]
             for folder in (first, *(finetune(recipe, quiet=True)["model"] for recipe in (kept, new)))
         )
-        torch.testing.assert_close(kept_head, head)
+        assert (kept_head - head).abs().max() < 1e-10  # some steps of 1e-12
         assert not torch.allclose(new_head, head, atol=1e-3)
 
     def test_a_subnet_of_a_static_model_is_an_error(self, hubert):
