@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := lighthubert_hf conversion training tests benchmarks
 
-.PHONY: demo test test-all quality style docs clean
+.PHONY: demo test test-all test-oldest test-newest quality style docs clean
 
 # Stamped, so that a change of dependencies reinstalls and nothing else does.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -17,13 +17,26 @@ demo: $(VENV)/installed
 
 # A file's tests run in one process, so that what they share is made once. Files come in the order of their names: by their
 # number of tests, the longest would be last.
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+PYTEST := python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10
+FAST := -m "not slow and not gpu" tests
 
 test: quality
-	$(PYTEST) -m "not slow and not gpu" tests
+	$(BIN)/$(PYTEST) $(FAST)
 
 test-all: quality
-	$(PYTEST) tests
+	$(BIN)/$(PYTEST) tests
+
+# The fast tests with the oldest and with the newest releases that pyproject.toml allows, each in an environment of its own.
+test-oldest: RESOLUTION := lowest-direct
+test-newest: RESOLUTION := highest
+test-oldest test-newest: test-%: .venv-%/installed
+	.venv-$*/bin/$(PYTEST) $(FAST)
+
+.venv-%/installed: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet uv
+	$(@D)/bin/uv pip install --python $(@D)/bin/python --upgrade --resolution $(RESOLUTION) --editable ".[dev]"
+	touch $@
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check $(SOURCES)
@@ -39,4 +52,4 @@ docs: $(VENV)/installed
 	$(BIN)/zensical build --clean --strict
 
 clean:
-	rm -rf $(VENV) site .cache build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest site .cache build *.egg-info .pytest_cache .ruff_cache
