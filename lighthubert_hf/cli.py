@@ -253,7 +253,8 @@ def search(
     from .hub.family import check_push, push_family
     from .loading import load_lighthubert
     from .search.costs import Cost, Limit
-    from .search.run import Score, search
+    from .search.run import search
+    from .search.score import Score
 
     limits = {"parameters": max_params, "macs": max_macs, "latency": max_latency, "memory": max_memory}
     limits = [Limit.parse(name, text) for name, text in limits.items() if text is not None]

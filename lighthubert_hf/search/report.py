@@ -8,21 +8,19 @@ import json
 import math
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lighthubert_hf.costs.measuring import describe_machine
 from lighthubert_hf.files import write_bytes
 
 from .costs import Cost, format_cost
-
-if TYPE_CHECKING:
-    from .run import ScoredSubnet, SearchResult
+from .result import ScoredSubnet, SearchResult
 
 NAME = "pareto"
 TEMPLATE = Path(__file__).with_name("templates") / "search_report.html"
 
 
-def write_report(result: "SearchResult", folder: Path) -> None:
+def write_report(result: SearchResult, folder: Path) -> None:
     """Write `pareto.json`, `pareto.csv`, `pareto.png` and `pareto.html`; each appears as a whole or not at all."""
     data = to_json(result)
     text = json.dumps(data, indent=1, allow_nan=False)
@@ -36,7 +34,7 @@ def write_report(result: "SearchResult", folder: Path) -> None:
         write_bytes(folder / f"{NAME}.{suffix}", content)
 
 
-def to_json(result: "SearchResult") -> dict[str, Any]:
+def to_json(result: SearchResult) -> dict[str, Any]:
     """The content of `pareto.json`.
 
     Beside the search's settings: "scored", all subnets, each with the score under the score's name ("loss", unless it
@@ -57,7 +55,7 @@ def to_json(result: "SearchResult") -> dict[str, Any]:
     }
 
 
-def _subnet_json(scored: "ScoredSubnet", result: "SearchResult") -> dict[str, Any]:
+def _subnet_json(scored: ScoredSubnet, result: SearchResult) -> dict[str, Any]:
     entry = {
         "name": scored.name,
         "subnet": scored.subnet.to_dict(),
@@ -84,7 +82,7 @@ def _subnet_json(scored: "ScoredSubnet", result: "SearchResult") -> dict[str, An
     return entry
 
 
-def _csv(result: "SearchResult") -> str:
+def _csv(result: SearchResult) -> str:
     buffer = io.StringIO()
     costs = list(result.subnets[0].costs) if result.subnets else []
     writer = csv.writer(buffer, lineterminator="\n")
@@ -97,7 +95,7 @@ def _csv(result: "SearchResult") -> str:
     return buffer.getvalue()
 
 
-def _png(result: "SearchResult") -> bytes:
+def _png(result: SearchResult) -> bytes:
     """Score against the first objective's cost, and how the hypervolume grew."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

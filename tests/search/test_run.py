@@ -17,7 +17,8 @@ from lighthubert_hf.costs.profiling import count_parameters
 from lighthubert_hf.search import report
 from lighthubert_hf.search.costs import Cost, Limit
 from lighthubert_hf.search.report import to_json
-from lighthubert_hf.search.run import Score, search, supernet_fingerprint
+from lighthubert_hf.search.run import search, supernet_fingerprint
+from lighthubert_hf.search.score import Score
 
 SMALL = {"trials": 10, "population_size": 4, "progress": False}
 

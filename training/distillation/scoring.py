@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lighthubert_hf import LightHubertForPreTraining, Subnet
 from lighthubert_hf.files import scratch_folder
-from lighthubert_hf.search.run import Score
+from lighthubert_hf.search.score import Score
 from lighthubert_hf.training.audio.batching import Batch, validation_loader
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.distillation.objectives.lighthubert import LightHubertObjectiveSection

@@ -1,0 +1,53 @@
+"""What makes a subnet good: a function of the subnet, given as it is or by name."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lighthubert_hf.model.search_space import Subnet
+
+
+@dataclass(frozen=True)
+class Score:
+    """What makes a subnet good.
+
+    Args:
+        function: takes a `Subnet`, returns a number; it must depend on the subnet alone.
+        name: under which it is reported.
+        maximize: whether more is better.
+        fingerprint: tells scores apart that are not comparable (other data, another teacher), so that a search is not
+            resumed with another one.
+    """
+
+    function: Callable[[Subnet], float]
+    name: str = "loss"
+    maximize: bool = False
+    fingerprint: str = ""
+
+    @classmethod
+    def load(cls, reference: str, maximize: bool = False) -> "Score":
+        """The function `NAME` given as `package.module:NAME` or `path/to/file.py:NAME`.
+
+        Raises:
+            ValueError, FileNotFoundError: if there is no such function.
+        """
+        place, _, name = reference.rpartition(":")
+        if not place or not name.isidentifier():
+            raise ValueError(f"cannot read the score {reference!r}; write package.module:function or file.py:function")
+        if place.endswith(".py"):
+            if not Path(place).is_file():
+                raise FileNotFoundError(f"there is no file {place} to take the score {name} from")
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            try:
+                module = importlib.import_module(place)
+            except ModuleNotFoundError as error:
+                raise ValueError(f"cannot import {place} for the score {name}: {error}") from None
+        function = getattr(module, name, None)
+        if not callable(function):
+            raise ValueError(f"{place} has no function {name}")
+        return cls(function, name, maximize, reference)
