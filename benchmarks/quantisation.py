@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from lighthubert_hf import LightHubertModel, SearchSpace
 from lighthubert_hf.conversion.onnx import export_onnx
-from lighthubert_hf.training.synthetic.speech import speak
+from lighthubert_hf.training.synthetic.espeak import speak
 
 FP32 = "ours, fp32"
 PRODUCTS = ["MatMul", "Gemm"]

@@ -26,7 +26,7 @@ from lighthubert_hf.training.recipes.loading import parse_recipe
 
 def score_of(run: Path, recipe: DistillationRecipe, max_examples: int) -> DistillationScore:
     """The distillation loss on the run's validation audio, by its own teacher."""
-    model = LightHubertForPreTraining.from_pretrained(run / "final")
+    model = LightHubertForPreTraining.from_pretrained(run / "model")
     teacher = load_teacher(recipe.teacher, recipe.seed)
     return distillation_score(
         model, teacher, _validation(run, recipe), max_examples=max_examples, objective=recipe.objective

@@ -34,8 +34,8 @@ from lighthubert_hf import SearchSpace
 from lighthubert_hf.costs.measuring import matmul_contender, stopwatch, synchronize
 from lighthubert_hf.training.distillation.cost import count_cost
 from lighthubert_hf.training.distillation.objectives import make_objective
+from lighthubert_hf.training.distillation.optimizer import make_optimizer
 from lighthubert_hf.training.distillation.recipe import DistillationRecipe
-from lighthubert_hf.training.distillation.run import make_optimizer
 from lighthubert_hf.training.distillation.sampler import StepSubnets
 from lighthubert_hf.training.distillation.step import DistillationModel, TrainingStep
 from lighthubert_hf.training.distillation.student import build_student

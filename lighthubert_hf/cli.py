@@ -17,6 +17,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over where a run of this command is.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
@@ -28,8 +29,10 @@ def main() -> None:
     """
     try:
         app()
-    except KeyboardInterrupt:
-        typer.echo("lighthubert: interrupted; the same command continues where it can", err=True)
+    except KeyboardInterrupt as interrupt:
+        if int(os.environ.get("RANK", "0")) == 0:
+            where = str(interrupt) or "interrupted; the same command goes on where it can"
+            typer.echo(f"lighthubert: {where}", err=True)
         sys.exit(130)
     except Exception as error:
         if os.environ.get("LIGHTHUBERT_TRACEBACK") or not isinstance(error, _user_errors()):
@@ -59,7 +62,7 @@ def demo(
     dataset: Annotated[str | None, typer.Option(help="Hub id or folder of speech instead of synthesising it.")] = None,
     text_column: Annotated[str, typer.Option(help="Transcripts of --dataset; empty if it has none.")] = "text",
     tiny: Annotated[bool, typer.Option(help="A few steps of everything: shows that the parts meet, no more.")] = False,
-    fresh: Annotated[bool, typer.Option(help="Delete an earlier demo in OUTPUT and start over.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """The whole job, small and offline: speech, teacher, supernet, search, models, table. Continues if interrupted."""
     from .training.demo.run import run_demo
@@ -67,21 +70,22 @@ def demo(
 
     make = DemoSettings.tiny if tiny else DemoSettings
     settings = make(teacher=teacher, dataset=dataset, text_column=text_column or None)
-    run_demo(output, settings, fresh=fresh, say=typer.echo)
+    run_demo(output, settings, overwrite=overwrite, say=typer.echo)
 
 
 @app.command()
 def distill(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example optimizer.lr=1e-4")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
-    """One stage of distillation; goes on from its latest checkpoint. Use `accelerate launch -m lighthubert_hf.cli
-    distill …` for several processes or nodes."""
+    """One stage of distillation. Again, it goes on from its latest checkpoint. Use `accelerate launch -m
+    lighthubert_hf.cli distill …` for several processes or nodes."""
     from .training.distillation.recipe import DistillationRecipe
     from .training.distillation.run import distill
     from .training.recipes.loading import load_recipe
 
-    final = distill(load_recipe(DistillationRecipe, recipe, overrides or []))
+    final = distill(load_recipe(DistillationRecipe, recipe, overrides or []), overwrite=overwrite)
     if int(os.environ.get("RANK", "0")) == 0:
         typer.echo(str(final))
 
@@ -90,17 +94,17 @@ def distill(
 def finetune(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example training.steps=500")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train a recogniser, classifier, speaker verifier or diariser (the recipe's `task`) on a subnet, a supernet's
-    subnet or a plain HuBERT."""
+    subnet or a plain HuBERT. Again, it goes on from its latest checkpoint."""
     from .training.finetuning.recipe import FineTuningRecipe
     from .training.finetuning.results import describe
     from .training.finetuning.run import finetune
     from .training.recipes.loading import load_recipe
 
-    result = finetune(load_recipe(FineTuningRecipe, recipe, overrides or []), resume=resume)
+    result = finetune(load_recipe(FineTuningRecipe, recipe, overrides or []), overwrite=overwrite)
     _answer(result, as_json, describe(result))
 
 

@@ -111,7 +111,7 @@ def test_sorting_keeps_the_largest_subnet(output):
     shop = distilling.Workshop(output, SETTING, 0)
     folder = distilling._sorted_stage1(shop)
     before, after = (
-        type(shop.model("stage1")).from_pretrained(path) for path in (shop.folder("stage1/final"), folder)
+        type(shop.model("stage1")).from_pretrained(path) for path in (shop.folder("stage1/model"), folder)
     )
     audio = torch.randn(1, 8000, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

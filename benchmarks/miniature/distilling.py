@@ -48,7 +48,7 @@ class Workshop:
     """One run's folder, setting and seed, as the parts see them.
 
     OUTPUT/corpus, tasks/TASK, teacher      shared by all seeds
-    OUTPUT/seed-N/PART/final                the models of seed N
+    OUTPUT/seed-N/PART/model                the models of seed N
 
     In all runs the convolutional front end is the teacher's and stays so: subnets share it anyway, and training it
     would take half of the time.
@@ -63,7 +63,7 @@ class Workshop:
         return self.output / f"seed-{self.seed}" / part
 
     def model(self, part: str) -> LightHubertForPreTraining:
-        return LightHubertForPreTraining.from_pretrained(self.folder(part) / "final")
+        return LightHubertForPreTraining.from_pretrained(self.folder(part) / "model")
 
     def score(self, model: LightHubertForPreTraining, split: str, utterances: int) -> DistillationScore:
         objective = LightHubertObjectiveSection(num_target_layers=self.architecture.num_target_layers)
@@ -204,7 +204,7 @@ def _new(shop: Workshop, part: str, like: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from(shop: Workshop, part: str) -> dict[str, Any]:
-    return {"init": str(shop.folder(part) / "final"), "freeze_feature_encoder": True}
+    return {"init": str(shop.folder(part) / "model"), "freeze_feature_encoder": True}
 
 
 def _save(model: LightHubertForPreTraining, folder: Path) -> None:

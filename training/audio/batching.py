@@ -7,6 +7,7 @@ for batch, state in loader:           # endless; `state` resumes after this batc
 """
 
 import atexit
+import logging
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,8 @@ import torch
 from .decoding import SAMPLING_RATE
 from .sources import AudioSource, random_generator
 from .streaming import AudioStream, State
+
+logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 _PREFETCHED_BATCHES = 2
@@ -76,7 +79,7 @@ class AudioLoader:
         self.stream = stream
         self.batch_samples = round(batch_seconds * SAMPLING_RATE)
         self.window_size, self.equal_lengths, self.max_examples = window_size, equal_lengths, max_examples
-        self._state: State | None = None
+        self.start: State | None = None
 
     def load_state(self, state: State | None) -> None:
         """Let the next iterations begin after the batch that came with `state` (`None`: at the beginning)."""
@@ -85,10 +88,25 @@ class AudioLoader:
                 f"the saved position is of a loader with window_size={state['window_size']}, this one has "
                 f"{self.window_size}; resume with the same value, or start without the saved position"
             )
-        self._state = state
+        self.start = state
+
+    def load_states(self, states: Sequence[State]) -> None:
+        """Go on where all processes of a run stood: exactly with as many of them, else as `AudioStream.dealt_anew`."""
+        if len(states) == self.stream.world_size:
+            return self.load_state(states[self.stream.rank])
+        state, repeated = self.stream.dealt_anew([state["stream"] for state in states])
+        if self.stream.rank == 0:
+            logger.warning(
+                "the checkpoint is of %d processes, this run has %d: each reads its own part of the data, so the "
+                "parts are dealt anew and the epoch begins again; at most %d rows that were read come a second time",
+                len(states),
+                self.stream.world_size,
+                repeated,
+            )
+        self.load_state({"stream": state, "window": 0, "taken": 0, "window_size": self.window_size})
 
     def __iter__(self) -> Iterator[tuple[Batch, State]]:
-        batches = self._iterate(self._state)
+        batches = self._iterate(self.start)
         return _prefetched(batches, _PREFETCHED_BATCHES) if self.stream.num_workers else batches
 
     def _iterate(self, state: State | None) -> Iterator[tuple[Batch, State]]:

@@ -4,7 +4,7 @@ Both kinds are a pure function of a small JSON state, and split over ranks by th
 exactly what an uninterrupted one would have seen.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ class MemoryBatches:
         seed: Seed of the order.
         rank, world_size: Every rank gets its own batches, equally many.
 
-    `state` resumes after the batch that was yielded last: assign it and iterate anew.
+    `state` resumes after the batch that was yielded last: assign it and iterate anew. It counts the batches of all
+    ranks, so that another number of them goes on where these were.
     """
 
     def __init__(
@@ -50,10 +51,14 @@ class MemoryBatches:
         self.collate = collate
         self.batch_seconds, self.seed = batch_seconds, seed
         self.rank, self.world_size = rank, world_size
-        self.state: dict[str, Any] = {"epoch": 0, "batch": 0}
+        self.state: dict[str, Any] = {"epoch": 0, "done": 0}
+
+    def load_states(self, states: Sequence[dict[str, Any]]) -> None:
+        """Go on where all processes of a run stood, exactly, with any number of processes."""
+        self.state = states[0]
 
     def _epoch(self, epoch: int) -> list[list[int]]:
-        """The batches of all ranks. Those that do not go round are left out, or repeated if there are too few."""
+        """The batches of all ranks."""
         rng = np.random.default_rng([self.seed, epoch])
         lengths = np.array([len(example.waveform) for example in self.examples])
         order = np.argsort(-lengths * rng.uniform(0.9, 1.1, len(lengths)))
@@ -66,17 +71,18 @@ class MemoryBatches:
             group.append(int(index))
         groups.append(group)
         groups = [groups[i] for i in rng.permutation(len(groups))]
-        groups *= -(-self.world_size // len(groups))
-        return groups[: len(groups) // self.world_size * self.world_size]
+        return groups * -(-self.world_size // len(groups))
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, start = self.state["epoch"], self.state["batch"]
+        epoch, done = self.state["epoch"], self.state["done"]
         while True:
-            own = self._epoch(epoch)[self.rank :: self.world_size]
-            for number in range(start, len(own)):
-                self.state = {"epoch": epoch, "batch": number + 1}
-                yield self.collate([self.examples[index] for index in own[number]])
-            epoch, start = epoch + 1, 0
+            batches = self._epoch(epoch)
+            while done + self.world_size <= len(batches):  # those that do not go round are left out
+                own = batches[done + self.rank]
+                done += self.world_size
+                self.state = {"epoch": epoch, "done": done}
+                yield self.collate([self.examples[index] for index in own])
+            epoch, done = epoch + 1, 0
 
 
 class StreamedBatches:
@@ -112,6 +118,11 @@ class StreamedBatches:
             rank=rank,
             world_size=world_size,
         )
+
+    def load_states(self, states: Sequence[dict[str, Any]]) -> None:
+        """Go on where all processes of a run stood: exactly with as many of them, see `AudioLoader.load_states`."""
+        self.loader.load_states(states)
+        self.state = self.loader.start
 
     def __iter__(self) -> Iterator[Batch]:
         if self.state is not None:

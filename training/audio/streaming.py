@@ -135,6 +135,25 @@ class AudioStream:
             "counts": {"seen": 0, "broken": 0, "too_short": 0, "too_long": 0},
         }
 
+    def dealt_anew(self, states: Sequence[State]) -> tuple[State, int]:
+        """The state to go on from where `states` are those of another number of processes.
+
+        Every process has its own part of the rows, so the parts are dealt anew, and each source begins again the
+        earliest epoch that one of the processes was in.
+
+        Returns:
+            The state, and the rows that come twice, at most: those read so far in the epochs that begin again.
+        """
+        epochs = [min(epoch) for epoch in zip(*([place["epoch"] for place in state["sources"]] for state in states))]
+        counts = {name: sum(state["counts"][name] for state in states) for name in states[0]["counts"]}
+        # Of n epochs and a part of one more, that part is at most one in n + 1.
+        repeated = counts["seen"] // (min(epochs) + 1)
+        return self.initial_state() | {
+            "drawn": max(state["drawn"] for state in states),
+            "sources": [reader.initial_state(epoch) for reader, epoch in zip(self._readers, epochs, strict=True)],
+            "counts": counts if self.rank == 0 else dict.fromkeys(counts, 0),
+        }, repeated
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (example for example, _ in self.iterate())
 

@@ -3,7 +3,7 @@
 DEMO/
   corpus/            synthetic speech with transcripts, parquet shards
   teacher/           a small HuBERT trained on it
-  stage1/ stage2/    the two stages of distillation (runs of `distill`, resumable)
+  stage1/ stage2/    the two stages of distillation (runs of `distill`)
   search/            the study, its front and its plots
   subnets/NAME/      the picked subnets, each a complete model folder
   ctc/NAME-*/        short CTC trainings on few labels, distilled and from scratch
@@ -35,15 +35,15 @@ def run_demo(
     output: str | os.PathLike,
     settings: DemoSettings | None = None,
     *,
-    fresh: bool = False,
+    overwrite: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Run or continue the demo in `output` and return its results, which also stand there as JSON, table and picture.
 
     Args:
         output: the demo's folder.
-        settings: sizes; a folder made with others is refused unless `fresh`.
-        fresh: delete an earlier demo in `output` first.
+        settings: sizes; a folder made with others is refused unless `overwrite`.
+        overwrite: delete an earlier demo in `output` first.
         say: takes a line when a part begins, and the table at the end.
 
     Raises:
@@ -54,7 +54,7 @@ def run_demo(
     from .study import compare_stages, describe_models, pick_subnets, save_subnets, score_stage
 
     settings = settings or DemoSettings()
-    folder = _prepare(Path(output), settings, fresh)
+    folder = _prepare(Path(output), settings, overwrite)
     started = time.monotonic()
     say("1/6 speech: a corpus with transcripts, read by streaming from here on")
     speech = _speech(folder, settings)
@@ -87,16 +87,17 @@ def run_demo(
     return results
 
 
-def _prepare(folder: Path, settings: DemoSettings, fresh: bool) -> Path:
+def _prepare(folder: Path, settings: DemoSettings, overwrite: bool) -> Path:
     stored = folder / SETTINGS_FILE
     ours = stored.is_file()
     if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is no demo (it has no {SETTINGS_FILE}); choose another --output")
-    if fresh and ours:
+    if overwrite and ours:
         shutil.rmtree(folder)
     elif ours and json.loads(stored.read_text()) != asdict(settings):
         raise ValueError(
-            f"{folder} holds a demo with other settings; add --fresh to start over, or choose another --output"
+            f"{folder} holds a demo with other settings; choose another --output, or start over with "
+            "--overwrite (overwrite=True)"
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(stored, asdict(settings))
@@ -138,13 +139,14 @@ def _distil(folder: Path, settings: DemoSettings, speech: dict[str, Any], teache
     """Run one stage, or what is left of it; the folder of the supernet it leaves."""
     from lighthubert_hf.training.distillation.run import distill
     from lighthubert_hf.training.recipes.loading import parse_recipe
+    from lighthubert_hf.training.runs.run_folder import MODEL
 
     first = stage == "stage1"
     steps = settings.stage1_steps if first else settings.stage2_steps
     student = (
         {"init": "random", "search_space": SPACE, "config": SUPERNET}
         if first
-        else {"init": str(folder / "stage1" / "final")}
+        else {"init": str(folder / "stage1" / MODEL)}
     )
     recipe = {
         "name": f"demo-{stage}",
@@ -184,11 +186,7 @@ def _character_error_rate(folder: Path, settings: DemoSettings, train, held_out,
     from lighthubert_hf.training.finetuning.run import finetune
 
     output = folder / "ctc" / f"{name}-{kind}"
-    finished = output / "metrics.json"
-    if finished.is_file():
-        metrics = json.loads(finished.read_text())
-    else:
-        metrics = finetune(_ctc_recipe(output, folder / "subnets" / name, settings, train, held_out, kind))
+    metrics = finetune(_ctc_recipe(output, folder / "subnets" / name, settings, train, held_out, kind))
     return metrics["evaluation"]["held_out"]["cer"]
 
 

@@ -1,23 +1,18 @@
 """Checkpoints from which a killed run goes on exactly, written so that a kill at any moment leaves a usable one.
 
 ```
-output_dir/
-  recipe.yaml                        the recipe of the run, all defaults filled in
-  log.jsonl                          a line per logged step
-  checkpoints/
-    step-00010000/
-      pretrained_model/              what from_pretrained reads
-        config.json  model.safetensors  preprocessor_config.json  README.md  …
-      training_state/
-        trainer.json                 step, counters, loss scale, where each process stands in the data
-        optimizer.safetensors        "parameter/exp_avg", "parameter/exp_avg_sq", "parameter/step"
-        objective.safetensors        the objective's own heads
-      complete.json                  written last: names and sizes of all files
-    .step-00020000.0123abcd.new/     a save in progress, or one that was killed; removed at the next start
-  final/                             the finished model, complete like pretrained_model/
+step-00010000/
+  pretrained_model/              what from_pretrained reads
+    config.json  model.safetensors  preprocessor_config.json  README.md  …
+  training_state/
+    trainer.json                 step, counters, loss scale, where each process stands in the data
+    optimizer.safetensors        "parameter/exp_avg", "parameter/exp_avg_sq", "parameter/step"
+    objective.safetensors        the objective's own heads
+  complete.json                  written last: names and sizes of all files
 ```
 
-A checkpoint is written beside its name and renamed when complete (see `files`). Nothing in it is pickled.
+Where it lies is drawn in `runs/run_folder.py`. It is written beside its name and renamed when complete (see
+`files`). Nothing in it is pickled.
 """
 
 import json
@@ -35,7 +30,7 @@ from lighthubert_hf import LightHubertForPreTraining
 from lighthubert_hf.files import replacing_folder
 from lighthubert_hf.hub.card import CardFacts
 from lighthubert_hf.hub.folder import complete_folder
-from lighthubert_hf.training.runs.checkpoints import MARKER
+from lighthubert_hf.training.runs.checkpoints import mark_complete
 
 
 @dataclass
@@ -89,8 +84,7 @@ def save_checkpoint(folder: Path, student: LightHubertForPreTraining, state: Tra
         save_file(_owned(state.objective), place / "objective.safetensors")
         plain = {key: value for key, value in vars(state).items() if key not in ("optimizer", "objective")}
         (place / "trainer.json").write_text(json.dumps(plain), encoding="utf-8")
-        sizes = {str(f.relative_to(new)): f.stat().st_size for f in sorted(new.rglob("*")) if f.is_file()}
-        (new / MARKER).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
+        mark_complete(new, state.num_processes)
 
 
 def load_training_state(folder: Path) -> TrainingState:
@@ -102,32 +96,6 @@ def load_training_state(folder: Path) -> TrainingState:
         optimizer=load_file(place / "optimizer.safetensors"),
         objective=load_file(place / "objective.safetensors"),
     )
-
-
-def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:
-    """The optimiser's state as named tensors: `parameter/exp_avg`, …
-
-    Args:
-        names: A name for each parameter, in the order of the optimiser's groups.
-    """
-    state = optimizer.state_dict()["state"]
-    return {f"{names[index]}/{key}": tensor for index, entry in state.items() for key, tensor in entry.items()}
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, torch.Tensor]) -> None:
-    """The reverse of `flatten_optimizer`; rates and the like stay as they are in `optimizer`.
-
-    Raises:
-        ValueError: A tensor belongs to none of the parameters.
-    """
-    indices = {name: index for index, name in enumerate(names)}
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for full_name, tensor in tensors.items():
-        name, _, key = full_name.rpartition("/")
-        if name not in indices:
-            raise ValueError(f"the checkpoint's optimizer state names {name!r}, which the model does not have")
-        state.setdefault(indices[name], {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     ProjectConfiguration,
-    broadcast_object_list,
     gather_object,
     is_tensorboard_available,
     is_wandb_available,
@@ -22,23 +21,18 @@ from lighthubert_hf.hub.card import CardFacts, teacher_license
 from lighthubert_hf.hub.folder import load_facts
 from lighthubert_hf.training.audio.batching import AudioLoader, Batch, training_loader, validation_loader
 from lighthubert_hf.training.audio.sources import AudioSource
-from lighthubert_hf.training.runs.checkpoints import checkpoint_folder, latest_checkpoint, rotate
+from lighthubert_hf.training.runs.checkpoints import checkpoint_folder, rotate
 from lighthubert_hf.training.runs.hub_upload import HubUploader
 from lighthubert_hf.training.runs.memory import trim_every_so_often
-from lighthubert_hf.training.runs.run_folder import check_processes, claim_folder
+from lighthubert_hf.training.runs.run_folder import CHECKPOINTS, CORPUS, MODEL, claim_folder
 from lighthubert_hf.training.runs.schedule import make_scheduler
-from lighthubert_hf.training.runs.stopping import Termination
+from lighthubert_hf.training.runs.start import say, start_line, stopped_line, warn_if_alone
+from lighthubert_hf.training.runs.stopping import StopRequest
 
-from .checkpoint import (
-    TrainingState,
-    flatten_optimizer,
-    load_training_state,
-    restore_optimizer,
-    save_checkpoint,
-    save_model,
-)
+from .checkpoint import TrainingState, load_training_state, save_checkpoint, save_model
 from .gradients import broadcast_parameters
 from .objectives import make_objective
+from .optimizer import flatten_optimizer, make_optimizer, restore_optimizer
 from .progress import TrainingLog
 from .recipe import DistillationRecipe
 from .sampler import StepSubnets
@@ -50,16 +44,23 @@ from .validation import evaluate, validation_subnets
 logger = logging.getLogger(__name__)
 
 
-def distill(recipe: DistillationRecipe, *, show_progress: bool = True) -> Path:
+def distill(recipe: DistillationRecipe, *, overwrite: bool = False, show_progress: bool = True) -> Path:
     """Run one stage of distillation to its end, from its latest checkpoint if there is one.
 
     Called by every process of `accelerate launch`. Weights, losses and logs of a run that was killed and called again
-    are those of an uninterrupted one, given the same number of processes.
+    are those of an uninterrupted one, given the same number of processes. What lies where in `recipe.output_dir`, and
+    what calling again means, stands in `runs/run_folder.py`.
 
-    On SIGTERM the run saves a checkpoint after the present step, and the process then dies by the signal.
+    On Ctrl-C and SIGTERM the run saves a checkpoint after the present step; then it ends by a `KeyboardInterrupt`, or
+    by the signal.
+
+    Args:
+        recipe: What to train on what.
+        overwrite: Start over, where `recipe.output_dir` holds a run.
+        show_progress: The line that a run begins with, and a progress bar.
 
     Returns:
-        `recipe.output_dir/final`: a folder that `LightHubertForPreTraining.from_pretrained` and
+        `recipe.output_dir/model`: a folder that `LightHubertForPreTraining.from_pretrained` and
         `LightHubertModel.from_pretrained` read.
 
     Raises:
@@ -67,47 +68,44 @@ def distill(recipe: DistillationRecipe, *, show_progress: bool = True) -> Path:
         ValueError: The recipe does not fit what it names, or the run that `output_dir` holds; or too many steps in a
             row were not finite.
     """
-    output_dir = Path(recipe.output_dir)
     accelerator = _accelerator(recipe)
-    final = output_dir / "final"
-    claim_folder(output_dir, recipe, accelerator)
-    if final.exists():
-        logger.info("%s is finished; nothing to do", final)
-        return final
-    run = _Run(recipe, accelerator, show_progress)
-    with Termination() as termination, contextlib.closing(run.log):
-        interrupted = run.train(termination)
-    if interrupted:
+    warn_if_alone(accelerator.num_processes)
+    model = Path(recipe.output_dir) / MODEL
+    checkpoint = claim_folder(recipe, overwrite=overwrite)
+    if model.exists():
+        if accelerator.is_main_process:
+            say(f"{model} is finished; there is nothing to do", show_progress)
+        return model
+    run = _Run(recipe, accelerator, checkpoint, show_progress)
+    with StopRequest() as stop, contextlib.closing(run.log):
+        stopped = run.train(stop)
+    if stopped:
         accelerator.wait_for_everyone()  # nobody dies, and has the launcher kill the others, before the save is done
-        termination.die()
-    return run.finish(final)
+        stop.follow(run.where_it_stopped())
+    return run.finish(model)
 
 
 class _Run:
-    """One life of a run: from the start or a checkpoint to the end or a SIGTERM."""
+    """One life of a run: from the start or a checkpoint to the end or a wish to stop."""
 
-    def __init__(self, recipe: DistillationRecipe, accelerator: Accelerator, show_progress: bool):
+    def __init__(
+        self, recipe: DistillationRecipe, accelerator: Accelerator, checkpoint: Path | None, show_progress: bool
+    ):
         self.recipe, self.accelerator = recipe, accelerator
-        self.checkpoints = Path(recipe.output_dir) / "checkpoints"
-        resumed = self._resumed_from()
-        self.state = load_training_state(resumed) if resumed else None
-        if resumed:
-            logger.info("resuming from %s", resumed)
-            check_processes(self.state.num_processes, accelerator)
-        self._build(resumed)
-        self.license = self._license(resumed) if accelerator.is_main_process else None
+        self.checkpoints = Path(recipe.output_dir) / CHECKPOINTS
+        self.state = load_training_state(checkpoint) if checkpoint else None
+        self._build(checkpoint)
+        self.license = self._license(checkpoint) if accelerator.is_main_process else None
         start = self.state.step if self.state else 0
         self._build_data()
         self.scheduler = make_scheduler(self.optimizer, recipe.training.steps, recipe.schedule, start)
         self.state = self.state or TrainingState(step=0, num_processes=accelerator.num_processes, data=[])
+        self.state.num_processes = accelerator.num_processes
         self.uploader = HubUploader(recipe.hub) if recipe.hub and accelerator.is_main_process else None
+        if accelerator.is_main_process:
+            processes, steps = accelerator.num_processes, recipe.training.steps
+            say(start_line(recipe.name, processes, accelerator.device, start, steps), show_progress)
         self.log = TrainingLog(recipe, accelerator, start, self.state.pending_losses, show_progress)
-
-    def _resumed_from(self) -> Path | None:
-        """The checkpoint to go on from: the main process looks, so that all agree."""
-        latest = [str(latest_checkpoint(self.checkpoints) or "")]
-        broadcast_object_list(latest)
-        return Path(latest[0]) if latest[0] else None
 
     def _license(self, resumed: Path | None) -> str | None:
         """Of the teacher's weights; asked when a run begins, so that a Hub out of reach later changes no card."""
@@ -162,7 +160,7 @@ class _Run:
         options = recipe.data.model_dump(exclude={"sources", "synthetic_minutes", *shared})
         self.loader: AudioLoader = training_loader(training, seed=recipe.seed, **shared, **options)
         if self.state:
-            self.loader.load_state(self.state.data[self.accelerator.process_index])
+            self.loader.load_states(self.state.data)
         self.validation = None
         if recipe.validation:
             options = recipe.validation.model_dump(include={"batch_seconds", "crop_seconds"})
@@ -170,17 +168,17 @@ class _Run:
                 options["max_examples"] = -(-recipe.validation.max_examples // shared["world_size"])
             self.validation = validation_loader(validation, **shared, **options)
 
-    def train(self, termination: Termination) -> bool:
-        """Run the steps that are left; whether SIGTERM cut them short (a checkpoint is written then)."""
+    def train(self, stop: StopRequest) -> bool:
+        """Run the steps that are left; whether a wish to stop cut them short (a checkpoint is written then)."""
         recipe, state = self.recipe, self.state
         space = self.model.student.search_space
         sampler = StepSubnets(space, recipe.sampler, recipe.seed) if space else None
         batches = iter(self.loader)
-        data_state = state.data[self.accelerator.process_index] if state.data else {}
+        data_state = self.loader.start or {}
         while state.step < recipe.training.steps:
             micro_batches, data_state = _take(batches, recipe.training.accumulation, data_state)
             subnets = sampler.subnets(state.step) if sampler else (None,)
-            result = self.step.run(state.step, micro_batches, subnets, lambda: termination.requested)
+            result = self.step.run(state.step, micro_batches, subnets, lambda: bool(stop))
             if not result.num_with_data:
                 logger.warning("the data ended after %d of %d steps", state.step, recipe.training.steps)
                 break
@@ -248,36 +246,17 @@ class _Run:
             subnet=student.active_subnet if cut else None,
         )
 
-    def finish(self, final: Path) -> Path:
+    def where_it_stopped(self) -> str:
+        folder = checkpoint_folder(self.checkpoints, self.state.step)
+        return stopped_line(self.state.step, self.recipe.training.steps, folder)
+
+    def finish(self, model: Path) -> Path:
         if self.accelerator.is_main_process:
-            save_model(final, self.model.student, self._card())
+            save_model(model, self.model.student, self._card())
             if self.uploader:
-                self.uploader.finish(final)
+                self.uploader.finish(model)
         self.accelerator.wait_for_everyone()
-        return final
-
-
-def make_optimizer(model: DistillationModel, recipe: DistillationRecipe) -> tuple[torch.optim.AdamW, list[str]]:
-    """AdamW over what is trained, and the parameters' names in its order; matrices are decayed, vectors are not."""
-    named = [
-        *((f"student.{name}", parameter) for name, parameter in model.student.named_parameters()),
-        *((f"objective.{name}", parameter) for name, parameter in model.objective.named_parameters()),
-    ]
-    named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-    decayed = [(name, p) for name, p in named if p.ndim > 1]
-    others = [(name, p) for name, p in named if p.ndim <= 1]
-    settings = recipe.optimizer
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for _, p in decayed], "weight_decay": settings.weight_decay},
-            {"params": [p for _, p in others], "weight_decay": 0.0},
-        ],
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        fused=True,
-    )
-    return optimizer, [name for name, _ in [*decayed, *others]]
+        return model
 
 
 def _accelerator(recipe: DistillationRecipe) -> Accelerator:
@@ -302,7 +281,7 @@ def _sources(recipe: DistillationRecipe, accelerator: Accelerator) -> tuple[list
         return [AudioSource(**source.model_dump()) for source in recipe.data.sources], validation
     from lighthubert_hf.training.synthetic.speech import synthesise_corpus
 
-    folder, minutes = Path(recipe.output_dir) / "corpus", recipe.data.synthetic_minutes
+    folder, minutes = Path(recipe.output_dir) / CORPUS, recipe.data.synthetic_minutes
     if accelerator.is_main_process:
         synthesise_corpus(folder, minutes=minutes, held_out_minutes=max(minutes / 10, 0.2), seed=recipe.seed)
     accelerator.wait_for_everyone()

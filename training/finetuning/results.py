@@ -13,6 +13,7 @@ from transformers.utils import cached_file
 from lighthubert_hf.files import write_text
 from lighthubert_hf.hub.card import FACTS_FILE, CardFacts, is_hub_id
 from lighthubert_hf.hub.folder import save_model_folder
+from lighthubert_hf.training.runs.run_folder import METRICS, MODEL
 
 from .recipe import FineTuningRecipe, PretrainedSection
 from .task import FineTuningTask
@@ -23,9 +24,9 @@ logger = logging.getLogger(__name__)
 def save_results(task: FineTuningTask, model: PreTrainedModel, metrics: dict[str, Any]) -> None:
     """Write `metrics.json` and then, whole or not at all, the folder `model`."""
     recipe, output = task.recipe, Path(task.recipe.output_dir)
-    write_text(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_text(output / METRICS, json.dumps(metrics, indent=2) + "\n")
     facts = replace(_facts_of_encoder(recipe.model), evaluations=_evaluations(task, metrics["evaluation"]))
-    save_model_folder(model, output / "model", card=facts, processor=task.processor())
+    save_model_folder(model, output / MODEL, card=facts, processor=task.processor())
 
 
 def _facts_of_encoder(settings: PretrainedSection) -> CardFacts:

@@ -1,5 +1,6 @@
 """Fine-tuning: from a recipe to a model folder with its scores."""
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,6 @@ from typing import Any
 
 import torch
 import transformers
-import yaml
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -19,14 +19,18 @@ from transformers import (
     set_seed,
 )
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer_utils import TrainOutput
 
-from lighthubert_hf.files import write_text
 from lighthubert_hf.hub.publishing import push_folder
 from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
 from lighthubert_hf.training.audio.example_batches import MemoryBatches, StreamedBatches
 from lighthubert_hf.training.audio.examples import MemoryOverflow, SpeechExample, read_examples
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.recipes.sections import SourceSection
+from lighthubert_hf.training.runs.checkpoints import checkpoint_folder, checkpoint_step
+from lighthubert_hf.training.runs.run_folder import CHECKPOINTS, CORPUS, METRICS, MODEL, claim_folder
+from lighthubert_hf.training.runs.start import say, start_line, stopped_line, warn_if_alone
+from lighthubert_hf.training.runs.stopping import StopRequest
 
 from .classification import ClassificationFineTuning
 from .ctc import CtcFineTuning
@@ -35,7 +39,7 @@ from .model import Thawing, add_lora, build_model, freeze
 from .recipe import FineTuningRecipe
 from .results import save_results
 from .task import FineTuningTask
-from .trainer import SpeechTrainer, last_complete_checkpoint, load_data_state
+from .trainer import SpeechTrainer, Stopping, load_data_states
 from .verification import VerificationFineTuning
 
 logger = logging.getLogger(__name__)
@@ -48,49 +52,48 @@ TASKS: dict[str, type[FineTuningTask]] = {
 }
 
 
-def finetune(recipe: FineTuningRecipe, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """Fine-tune a model for the recipe's task and score it.
+def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Fine-tune a model for the recipe's task and score it, from its latest checkpoint if there is one.
 
-    ```
-    output_dir/
-      recipe.yaml    what was run
-      model/         weights, config and processor, as `from_pretrained` and `pipeline` read them
-      metrics.json   what is returned
-      checkpoints/   with `checkpoint` or early stopping: to resume from
-    ```
+    What lies where in `recipe.output_dir`, and what calling again means, stands in `runs/run_folder.py`. On Ctrl-C and
+    SIGTERM the run saves a checkpoint after the present step; then it ends by a `KeyboardInterrupt`, or by the signal.
 
     Args:
         recipe: What to train on what.
-        resume: Go on from the newest complete checkpoint in `output_dir`.
+        overwrite: Start over, where `recipe.output_dir` holds a run.
         quiet: Neither progress bars nor logs.
 
     Returns:
         `{"model": folder, "task": str, "parameters": int, "steps": int, "seconds": float, "training_minutes": float,
         "dropped": int, "dropped_because": str, "evaluation": {set: {score: share, "loss", "examples"}}}`; the scores
         are `cer` and `wer`, `accuracy`, `eer` (without a loss: the speakers are new), or `der`. `dropped` counts
-        training utterances that cannot be learnt from.
+        training utterances that cannot be learnt from. It is also in `metrics.json`, from where a finished run has it.
 
     Raises:
-        FileExistsError: if `output_dir` holds a finished model.
-        ValueError: if the recipe does not fit the data or the model.
+        ValueError: if the recipe does not fit the data, the model, or the run that `output_dir` holds.
     """
     task = TASKS[recipe.task](recipe)
     with _progress_bars(not quiet):
         arguments = _arguments(task, quiet)
-        with arguments.main_process_first(local=False):
+        warn_if_alone(arguments.world_size)
+        checkpoint = claim_folder(recipe, overwrite=overwrite)
+        model_folder, metrics_file = (Path(recipe.output_dir) / name for name in (MODEL, METRICS))
+        if model_folder.exists():
             if arguments.process_index == 0:
-                _prepare_output(recipe, resume)
+                say(f"{model_folder} is finished; there is nothing to do", not quiet)
+            return json.loads(metrics_file.read_text(encoding="utf-8")) | {"model": str(model_folder)}
+        with arguments.main_process_first(local=False):
             sources = _sources(task)
         set_seed(recipe.seed)
         speech = _read_speech(task, *sources, progress=not quiet)
         task.prepare(speech.train)
         model = _model(task)
         trainer = _trainer(task, arguments, model, speech)
-        result = trainer.train(_continue(trainer) if resume else None)
+        result = _train(trainer, recipe, checkpoint, shown=not quiet)
         if recipe.lora is not None:
             trainer.model = model = model.merge_and_unload()
         metrics = {
-            "model": str(Path(recipe.output_dir) / "model"),
+            "model": str(model_folder),
             "task": recipe.task,
             "parameters": model.num_parameters(),
             "steps": trainer.state.global_step,
@@ -110,6 +113,26 @@ def finetune(recipe: FineTuningRecipe, *, resume: bool = False, quiet: bool = Fa
             if not any(Path(arguments.output_dir).iterdir()):
                 Path(arguments.output_dir).rmdir()
     return metrics
+
+
+def _train(trainer: SpeechTrainer, recipe: FineTuningRecipe, checkpoint: Path | None, shown: bool) -> TrainOutput:
+    """Train to the end, from a checkpoint if there is one, or end as Ctrl-C or SIGTERM ask for."""
+    arguments, steps = trainer.args, recipe.training.steps
+    start = 0
+    if checkpoint is not None:
+        start = checkpoint_step(checkpoint)
+        trainer.batches.load_states(load_data_states(checkpoint))
+    if arguments.process_index == 0:
+        say(start_line(recipe.name, arguments.world_size, arguments.device, start, steps), shown)
+    with StopRequest() as request:
+        stopping = Stopping(request)
+        trainer.add_callback(stopping)
+        result = trainer.train(None if checkpoint is None else str(checkpoint))
+    if stopping.stopped:
+        trainer.accelerator.wait_for_everyone()
+        step = trainer.state.global_step
+        request.follow(stopped_line(step, steps, checkpoint_folder(Path(arguments.output_dir), step)))
+    return result
 
 
 @contextmanager
@@ -134,31 +157,11 @@ class _Speech:
     evaluation: dict[str, list[SpeechExample]]
 
 
-def _prepare_output(recipe: FineTuningRecipe, resume: bool) -> None:
-    """Refuse a folder in which something would be lost; note the recipe."""
-    output = Path(recipe.output_dir)
-    if (output / "model").exists():
-        raise FileExistsError(f"{output} holds a finished model; choose another output_dir or remove it")
-    stored = output / "recipe.yaml"
-    wanted = recipe.model_dump(mode="json")
-    if resume:
-        if not stored.is_file():
-            raise FileNotFoundError(f"nothing to resume: {stored} does not exist")
-        was = yaml.safe_load(stored.read_text())
-        differing = sorted(key for key in wanted.keys() | was.keys() if wanted.get(key) != was.get(key))
-        if differing:
-            raise ValueError(f"cannot resume {output}: the recipe differs in {', '.join(differing)} from {stored}")
-    elif last_complete_checkpoint(output / "checkpoints") is not None:
-        raise FileExistsError(f"{output} holds an unfinished run; resume it, remove it, or choose another output_dir")
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(stored, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
-
-
 def _sources(task: FineTuningTask) -> tuple[list[AudioSource], dict[str, list[AudioSource]]]:
     """Where training and held-out speech come from; synthetic speech is made here."""
     data = task.recipe.data
     if data.synthetic is not None:
-        return task.synthesise(Path(task.recipe.output_dir) / "synthetic_speech")
+        return task.synthesise(Path(task.recipe.output_dir) / CORPUS)
     evaluation = {name: _audio_sources(task, part) for name, part in data.evaluation.items()}
     return _audio_sources(task, data.sources), evaluation
 
@@ -250,6 +253,7 @@ def _trainer(
         schedule=recipe.schedule,
         eval_batch_seconds=recipe.data.eval_batch_seconds,
         head_lr=recipe.training.head_lr,
+        keep_checkpoints=2 if recipe.checkpoint is None else recipe.checkpoint.keep,
         **task.trainer_options,
     )
     if arguments.disable_tqdm:
@@ -261,17 +265,12 @@ def _arguments(task: FineTuningTask, quiet: bool) -> TrainingArguments:
     recipe = task.recipe
     training, optimizer, checkpoint = recipe.training, recipe.optimizer, recipe.checkpoint
     steered = training.early_stopping_patience is not None
-    # The oldest checkpoint is deleted just before the newest is complete, so there have to be two.
-    saving = {"save_strategy": "best" if steered else "no", "save_total_limit": 2}
+    saving = {"save_strategy": "best" if steered else "no"}
     if checkpoint is not None:
-        saving = {
-            "save_strategy": "steps",
-            "save_steps": checkpoint.every,
-            "save_total_limit": max(2, checkpoint.keep),
-        }
+        saving = {"save_strategy": "steps", "save_steps": checkpoint.every}
     logged = not quiet or recipe.logging.trackers
     return TrainingArguments(
-        output_dir=str(Path(recipe.output_dir) / "checkpoints"),
+        output_dir=str(Path(recipe.output_dir) / CHECKPOINTS),
         max_steps=training.steps,
         gradient_accumulation_steps=training.accumulation,
         use_cpu=not torch.accelerator.is_available(),
@@ -313,16 +312,6 @@ def _callbacks(recipe: FineTuningRecipe) -> list[TrainerCallback]:
         tensorboard.logging_dir = str(Path(recipe.output_dir) / "logs")
         callbacks.append(tensorboard)
     return callbacks
-
-
-def _continue(trainer: SpeechTrainer) -> str | None:
-    """The checkpoint to go on from, with the batches set to where they stood; `None` if none was completed."""
-    checkpoint = last_complete_checkpoint(Path(trainer.args.output_dir))
-    if checkpoint is None:
-        logger.warning("%s holds no complete checkpoint; starting at the beginning", trainer.args.output_dir)
-        return None
-    trainer.batches.state = load_data_state(checkpoint, trainer.args.process_index, trainer.args.world_size)
-    return str(checkpoint)
 
 
 def _minutes(examples: list[SpeechExample]) -> float:

@@ -1,24 +1,28 @@
 """transformers' Trainer for labelled speech: batches by seconds, exact resume, scores that padding does not change."""
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import ProcessorMixin, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, SaveStrategy
 
-from lighthubert_hf.files import write_json
+from lighthubert_hf.files import replacing_folder
 from lighthubert_hf.training.audio.batching import Batch
 from lighthubert_hf.training.audio.examples import SpeechExample
 from lighthubert_hf.training.audio.padding import batches_of_similar_length, seconds_together
 from lighthubert_hf.training.recipes.sections import ScheduleSection
+from lighthubert_hf.training.runs.checkpoints import checkpoint_folder, mark_complete, num_processes_of, rotate
 from lighthubert_hf.training.runs.schedule import make_scheduler
+from lighthubert_hf.training.runs.stopping import StopRequest
 
 from .model import head_parameters
 
-DATA_STATE = "data_state.json"
 Row = tuple[Any, ...]
 
 
@@ -49,6 +53,7 @@ class SpeechTrainer(Trainer):
         schedule: Learning rate over the steps.
         eval_batch_seconds: Audio per evaluation batch, padding included.
         head_lr: Learning rate of the head; `None`: that of all.
+        keep_checkpoints: Of them, the newest so many are kept, and the best.
         others: As in `transformers.Trainer`; evaluation sets are lists of `SpeechExample`.
     """
 
@@ -61,6 +66,7 @@ class SpeechTrainer(Trainer):
         schedule: ScheduleSection,
         eval_batch_seconds: float,
         head_lr: float | None = None,
+        keep_checkpoints: int = 2,
         **others,
     ):
         super().__init__(processing_class=processor, **others)
@@ -68,7 +74,38 @@ class SpeechTrainer(Trainer):
         self.schedule, self.eval_batch_seconds, self.head_lr = schedule, eval_batch_seconds, head_lr
         # The loss is the mean over the batch, so accumulation has to divide it, whatever `forward` would swallow.
         self.model_accepts_loss_kwargs = False
-        self.add_callback(_DataState(batches))
+        self.keep_checkpoints, self._saving = keep_checkpoints, None
+        self.add_callback(_OwnBest())
+
+    def _get_output_dir(self, trial) -> str:
+        return super()._get_output_dir(trial) if self._saving is None else self._saving
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """transformers' own checkpoint, and where the data stand, as `step-N`, complete or not at all."""
+        step, rank = self.state.global_step, self.args.process_index
+        folder = checkpoint_folder(Path(self.args.output_dir), step)
+        with contextlib.ExitStack() as stack:
+            place = [str(stack.enter_context(replacing_folder(folder))) if rank == 0 else None]
+            broadcast_object_list(place)
+            self._saving = place[0]
+            written = Path(self._saving) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+            super()._save_checkpoint(model, trial)
+            _data_state_file(written, rank).write_text(json.dumps(self.batches.state), encoding="utf-8")
+            self.accelerator.wait_for_everyone()
+            self._saving = None
+            if self.state.best_global_step:
+                best = checkpoint_folder(Path(self.args.output_dir), self.state.best_global_step)
+                self.state.best_model_checkpoint = str(best)
+            if rank == 0:
+                self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+                for entry in list(written.iterdir()):
+                    entry.rename(written.parent / entry.name)
+                written.rmdir()
+                mark_complete(written.parent, self.args.world_size)
+        if rank == 0:
+            best = self.state.best_model_checkpoint
+            rotate(folder.parent, self.keep_checkpoints, in_use=Path(best) if best else None)
+        self.accelerator.wait_for_everyone()
 
     def get_train_dataloader(self) -> Iterable[Batch]:
         return self.batches
@@ -131,40 +168,38 @@ class SpeechTrainer(Trainer):
         raise NotImplementedError
 
 
-class _DataState(TrainerCallback):
-    """Stores where the data of every rank stand in every checkpoint. Rank 0 writes last: that completes it."""
-
-    def __init__(self, batches):
-        self.batches = batches
-
-    def on_save(self, args, state, control, **kwargs):
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        state = {"world_size": args.world_size, "batches": self.batches.state}
-        if args.process_index > 0:
-            write_json(folder / _data_state_name(args.process_index), state, indent=None)
-        if args.world_size > 1:
-            torch.distributed.barrier()
-        if args.process_index == 0:
-            write_json(folder / DATA_STATE, state, indent=None)
+def _data_state_file(folder: Path, rank: int) -> Path:
+    return folder / f"data_state-{rank}.json"
 
 
-def _data_state_name(rank: int) -> str:
-    return DATA_STATE if rank == 0 else DATA_STATE.replace(".", f"-{rank}.")
+def load_data_states(checkpoint: Path) -> list[dict]:
+    """Where the data of every process stood."""
+    files = [_data_state_file(checkpoint, rank) for rank in range(num_processes_of(checkpoint))]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; a run killed while saving leaves one that was not."""
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{DATA_STATE}")]
-    return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+class Stopping(TrainerCallback):
+    """Follows a wish to stop, of whichever process: saves a checkpoint after the present step, and ends the training.
 
-
-def load_data_state(checkpoint: Path, rank: int, world_size: int) -> dict:
-    """Where the data of a rank stood.
-
-    Raises:
-        ValueError: if the checkpoint was written by another number of processes.
+    Where a checkpoint is saved for a better score only, a step that is scored decides that; then the next one ends.
     """
-    was = json.loads((checkpoint / DATA_STATE).read_text())["world_size"]
-    if was != world_size:
-        raise ValueError(f"{checkpoint} was written by {was} processes, this run has {world_size}; use as many")
-    return json.loads((checkpoint / _data_state_name(rank)).read_text())["batches"]
+
+    def __init__(self, request: StopRequest):
+        self.request, self.stopped = request, False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        wanted = torch.tensor(float(bool(self.request)), device=args.device)
+        if args.world_size > 1:
+            torch.distributed.all_reduce(wanted)
+        scored_now = control.should_evaluate and args.save_strategy == SaveStrategy.BEST
+        if wanted and not scored_now and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+
+
+class _OwnBest(TrainerCallback):
+    """The best checkpoint is the one of that step in this run's folder, also if the folder was moved or copied."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.best_global_step:
+            best = checkpoint_folder(Path(args.output_dir), state.best_global_step)
+            state.best_model_checkpoint = str(best) if best.is_dir() else None

@@ -1,19 +1,44 @@
-"""Whose run a folder holds: a run continues with the recipe and the number of processes it began with."""
+"""The folder of a training run, and what doing a command again means.
 
+```
+output_dir/
+  recipe.yaml        the recipe of the run, all defaults filled in
+  log.jsonl          distillation: a line per logged step
+  checkpoints/
+    step-00010000/   to go on from; complete, or not there
+  model/             the finished model, as `from_pretrained` reads it
+  metrics.json       fine-tuning: its scores
+```
+
+The same command again goes on where the run was; of a finished run nothing is done again. A run begins with its first
+checkpoint: before that there is nothing to lose, and another recipe may take the folder. A folder that holds another
+run, or something else, is refused. `overwrite` starts a run over; what is no run's it never touches.
+"""
+
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate import Accelerator
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from lighthubert_hf.files import sweep, write_text
+from lighthubert_hf.files import is_leftover, sweep, write_text
 from lighthubert_hf.training.recipes.sections import Recipe
+
+from .checkpoints import latest_checkpoint, num_processes_of
+
+RECIPE, CHECKPOINTS, MODEL, METRICS, LOG = "recipe.yaml", "checkpoints", "model", "metrics.json", "log.jsonl"
+# Synthetic speech that a run makes for itself.
+CORPUS = "synthetic_speech"
+_MADE_HERE = (CHECKPOINTS, MODEL, METRICS, LOG, CORPUS, "logs")
 
 # What may change between two lives of a run without changing what it computes.
 FREE_TO_CHANGE = (
     "name",
     "description",
+    "output_dir",
     "checkpoint",
     "hub",
     "logging",
@@ -23,35 +48,112 @@ FREE_TO_CHANGE = (
 )
 
 
-def claim_folder(output_dir: Path, recipe: Recipe, accelerator: Accelerator) -> None:
-    """Make `output_dir` this recipe's, or see that it already is. Called by all processes.
+def claim_folder(recipe: Recipe, *, overwrite: bool = False) -> Path | None:
+    """Make `recipe.output_dir` this recipe's, or see that it already is. Called by all processes.
+
+    Args:
+        overwrite: Start over: delete the run that is there, of whatever recipe.
+
+    Returns:
+        The checkpoint to go on from, if there is one: the main process looks, so that all agree.
 
     Raises:
-        ValueError: It holds a run of another recipe.
+        ValueError: It holds a run of another recipe, or something else.
     """
-    file = output_dir / "recipe.yaml"
-    problem = [""]
-    if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            for folder in (output_dir, output_dir / "checkpoints"):
-                sweep(folder)
-            problem = [_difference(yaml.safe_load(file.read_text(encoding="utf-8")), recipe) or ""]
-        if not problem[0]:
-            write_text(file, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    broadcast_object_list(problem)
-    if problem[0]:
-        raise ValueError(f"{output_dir} holds a run with {problem[0]}; take the same recipe, or another output_dir")
+    found: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        folder = Path(recipe.output_dir)
+        problem = _problem(folder, recipe, overwrite)
+        if problem is None:
+            _take(folder, recipe, overwrite)
+        found = [problem, str(_latest(folder) or "")]
+    broadcast_object_list(found)
+    problem, checkpoint = found
+    if problem:
+        raise ValueError(problem)
+    return Path(checkpoint) if checkpoint else None
 
 
-def _difference(stored: dict[str, Any], recipe: Recipe) -> str | None:
+def _problem(folder: Path, recipe: Recipe, overwrite: bool) -> str | None:
+    """Why the folder cannot be this recipe's."""
+    if folder.exists() and not folder.is_dir():
+        return f"{folder} is a file; choose another output_dir"
+    stored = _stored(folder)
+    if stored is None:
+        others = [entry.name for entry in folder.iterdir() if not is_leftover(entry)] if folder.exists() else []
+        if others:
+            return f"{folder} holds something else (it has {min(others)!r}, no {RECIPE}); choose another output_dir"
+    elif not overwrite and _has_begun(folder) and (changed := _difference(stored, recipe, _latest(folder))):
+        return (
+            f"{folder} holds a run with {changed}; take the same recipe, choose another output_dir, or start over "
+            "with --overwrite (overwrite=True)"
+        )
+    return None
+
+
+def _stored(folder: Path) -> dict[str, Any] | None:
+    """The recipe of the run in the folder, as plain data."""
+    file = folder / RECIPE
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _latest(folder: Path) -> Path | None:
+    return latest_checkpoint(folder / CHECKPOINTS)
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether there is something to lose."""
+    return (folder / MODEL).exists() or _latest(folder) is not None
+
+
+def _take(folder: Path, recipe: Recipe, overwrite: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in (folder, folder / CHECKPOINTS):
+        sweep(place)
+    stored = _stored(folder)
+    if stored is not None and (overwrite or (not _has_begun(folder) and _difference(stored, recipe))):
+        for name in (*_MADE_HERE, stored.get("logging", {}).get("project")):
+            _remove(folder / name) if name else None
+    write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _difference(stored: dict[str, Any], recipe: Recipe, checkpoint: Path | None = None) -> str | None:
     """The first setting that makes `recipe` another run than the stored one."""
     before, now = _leaves(stored), _leaves(recipe.model_dump(mode="json"))
+    homes = (stored.get("output_dir"), recipe.output_dir)
+    allowed = list(FREE_TO_CHANGE)
+    if checkpoint is not None and num_processes_of(checkpoint) != PartialState().num_processes:
+        allowed.append("training.accumulation")  # the other way to as many batches a step
     for key in sorted(before.keys() | now.keys()):
-        free = any(key == name or key.startswith(f"{name}.") for name in FREE_TO_CHANGE)
-        if not free and before.get(key) != now.get(key):
+        free = any(key == name or key.startswith(f"{name}.") for name in allowed)
+        if not free and not _same(before.get(key), now.get(key), homes):
             return f"{key}={before.get(key)!r}, the recipe says {now.get(key)!r}"
     return None
+
+
+def _same(before: Any, now: Any, homes: tuple[str | None, str]) -> bool:
+    """Whether two values are the same; of paths, whether they name the same thing.
+
+    That is one file or folder, however it is written, or one that lies as it did beside the run: both were moved.
+    """
+    if isinstance(before, list) and isinstance(now, list):
+        return len(before) == len(now) and all(_same(*pair, homes) for pair in zip(before, now, strict=True))
+    if isinstance(before, dict) and isinstance(now, dict):
+        return before.keys() == now.keys() and all(_same(before[key], now[key], homes) for key in before)
+    if before == now or not (isinstance(before, str) and isinstance(now, str)):
+        return before == now
+    here = [os.path.realpath(os.path.expanduser(path)) for path in (before, now)]
+    if not os.path.exists(here[1]) or homes[0] is None:
+        return False
+    beside = [os.path.relpath(path, os.path.realpath(home)) for path, home in zip(here, homes, strict=True)]
+    return here[0] == here[1] or beside[0] == beside[1]
 
 
 def _leaves(data: Any, prefix: str = "") -> dict[str, Any]:
@@ -62,13 +164,3 @@ def _leaves(data: Any, prefix: str = "") -> dict[str, Any]:
         for key, part in data.items()
         for leaf, value in _leaves(part, f"{prefix}.{key}" if prefix else key).items()
     }
-
-
-def check_processes(num_processes: int, accelerator: Accelerator) -> None:
-    """Raise a ValueError if a checkpoint of `num_processes` cannot be continued by this launch."""
-    if num_processes != accelerator.num_processes:
-        raise ValueError(
-            f"the checkpoint is of {num_processes} processes, each with its own place in the data, this launch "
-            f"has {accelerator.num_processes}; launch {num_processes}, or start a new run (another output_dir) "
-            "with student.init=…/pretrained_model"
-        )

@@ -91,6 +91,25 @@ def test_resuming_twice_gives_what_an_uninterrupted_run_gives(first, second):
     assert found == whole
 
 
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 15))
+@settings(deadline=None, max_examples=20)
+def test_another_number_of_ranks_goes_on_where_these_were(before, after, count):
+    """Within an epoch nothing comes twice, and what is left out is less than a round of either."""
+    lengths = list(range(8000, 16000, 200))
+    one_epoch = len(batches(lengths)._epoch(0))
+    count = min(count, one_epoch // before)
+    ranks = [batches(lengths, rank=rank, world_size=before) for rank in range(before)]
+    heard = [row for rank in ranks for batch in islice(rank, count) for row in batch]
+    others = [batches(lengths, rank=rank, world_size=after) for rank in range(after)]
+    for rank in others:
+        rank.load_states([part.state for part in ranks])
+    rounds = (one_epoch - before * count) // after
+    heard += [row for rank in others for batch in islice(rank, rounds) for row in batch]
+    assert len(set(heard)) == len(heard)
+    if after == 1:
+        assert len(heard) == len(lengths)
+
+
 def test_what_cannot_be_trained_on_is_counted():
     found = batches([8000, 9000, 100], accept=lambda example: len(example.waveform) > 400)
     assert found.num_refused == 1

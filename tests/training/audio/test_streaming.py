@@ -111,6 +111,31 @@ def test_resuming_twice_changes_nothing(shards, data):
     assert texts == expected
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3)])
+def test_another_number_of_processes_begins_the_epoch_again_and_says_what_comes_twice(shards, before, after):
+    folder, texts = shards
+    states, heard = [], Counter()
+    for rank in range(before):
+        found, state = texts_of(make_stream(folder, rank=rank, world_size=before), len(texts) // before + 5)
+        states.append(state)
+        heard.update(found)
+    streams = [make_stream(folder, rank=rank, world_size=after) for rank in range(after)]
+    dealt = [stream.dealt_anew(states) for stream in streams]
+    assert [state["sources"][0]["epoch"] for state, _ in dealt] == [
+        min(s["sources"][0]["epoch"] for s in states)
+    ] * after
+    once_each = Counter()
+    for stream, (state, _) in zip(streams, dealt, strict=True):
+        epoch = state["sources"][0]["epoch"]
+        for example, place in stream.iterate(state):
+            if place["sources"][0]["epoch"] != epoch:
+                break
+            once_each[example["text"]] += 1
+    assert once_each == Counter(texts)
+    assert sum(state["counts"]["seen"] for state, _ in dealt) == sum(heard.values())
+    assert 0 < dealt[0][1] <= sum(heard.values())
+
+
 def test_the_state_is_small_and_holds_no_audio(shards):
     _, state = texts_of(make_stream(shards[0], shuffle_window=1000), 40)
     assert len(json.dumps(state)) < 3000

@@ -42,13 +42,13 @@ def test_a_tiny_demo_from_nothing_to_models(tmp_path, monkeypatch):
     without_times = [{k: v for k, v in row.items() if k not in measured} for row in again["subnets"]]
     assert without_times == [{k: v for k, v in row.items() if k not in measured} for row in results["subnets"]]
 
-    with pytest.raises(ValueError, match="other settings; add --fresh"):
+    with pytest.raises(ValueError, match=r"other settings.*--overwrite"):
         run_demo(tmp_path / "demo", DemoSettings.tiny(seed=1))
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    for fresh in (False, True):
+    for overwrite in (False, True):
         with pytest.raises(ValueError, match="is no demo"):
-            run_demo(tmp_path, DemoSettings.tiny(), fresh=fresh)
+            run_demo(tmp_path, DemoSettings.tiny(), overwrite=overwrite)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -6,13 +6,8 @@ import pytest
 import torch
 
 from lighthubert_hf.hub.card import CardFacts
-from lighthubert_hf.training.distillation.checkpoint import (
-    TrainingState,
-    flatten_optimizer,
-    load_training_state,
-    restore_optimizer,
-    save_checkpoint,
-)
+from lighthubert_hf.training.distillation.checkpoint import TrainingState, load_training_state, save_checkpoint
+from lighthubert_hf.training.distillation.optimizer import flatten_optimizer, restore_optimizer
 from lighthubert_hf.training.distillation.recipe import StudentSection
 from lighthubert_hf.training.distillation.student import build_student
 from lighthubert_hf.training.runs.checkpoints import checkpoint_folder, is_complete, latest_checkpoint, rotate

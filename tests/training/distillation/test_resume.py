@@ -1,5 +1,7 @@
 """Runs that are killed, pre-empted and resumed do what an uninterrupted run does, to the bit."""
 
+import json
+import re
 import signal
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 
 from lighthubert_hf.training.distillation.progress import read_log
 from lighthubert_hf.training.distillation.run import distill
+from lighthubert_hf.training.distillation.step import TrainingStep
 from lighthubert_hf.training.runs.checkpoints import latest_checkpoint
 
 from . import distill_worker as worker
@@ -79,9 +82,51 @@ def test_two_processes_resume_and_stop_together(tiny_recipe, make_recipe, tmp_pa
     assert worker.run(recipe, world_size=2, terminate_at_step=(1, 4)) == [-signal.SIGTERM] * 2
     assert worker.run(recipe, world_size=2) == [0, 0]
     same(recipe, reference, world_size=2)
-    (Path(recipe.output_dir) / "final").rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"is of 2 processes.*has 1"):
-        distill(recipe, show_progress=False)
+
+
+def test_another_number_of_processes_says_what_comes_twice(tiny_recipe, caplog):
+    recipe = tiny_recipe(**SECTIONS)
+    assert worker.run(recipe, world_size=2, terminate_at_step=(1, 4)) == [-signal.SIGTERM] * 2
+    alone = tiny_recipe(**SECTIONS | {"training": {"steps": 8, "accumulation": 4}})  # as many batches a step
+    distill(alone, show_progress=False)
+    assert "is of 2 processes, this run has 1" in caplog.text
+    repeated = int(re.search(r"at most (\d+) rows", caplog.text)[1])
+    assert repeated > 0
+    assert [entry["step"] for entry in history(alone)] == [2, 4, 6, 8]
+    assert (
+        json.loads((latest_checkpoint(Path(alone.output_dir) / "checkpoints") / "complete.json").read_text())[
+            "processes"
+        ]
+        == 1
+    )
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tiny_recipe, reference, monkeypatch, capsys):
+    recipe = tiny_recipe(**SECTIONS)
+    run = TrainingStep.run
+
+    def interrupted_in_step_4(self, step, *args):
+        if step == 4:
+            signal.raise_signal(signal.SIGINT)
+        return run(self, step, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingStep, "run", interrupted_in_step_4)
+        with pytest.raises(KeyboardInterrupt) as end:
+            distill(recipe)
+    saved = Path(recipe.output_dir) / "checkpoints" / "step-00000005"
+    assert str(end.value) == f"stopped after step 5 of 8, saved in {saved}; the same command goes on from there"
+    assert latest_checkpoint(saved.parent) == saved
+    assert "1 process on cpu, 1 thread each; 8 steps from the beginning" in capsys.readouterr().err
+    assert worker.run(recipe) == [0]
+    same(recipe, reference)
+
+
+def test_a_start_that_failed_is_no_run(tiny_recipe, tmp_path):
+    mistyped = {"teacher": {"path": str(tmp_path / "teecher")}, "training": {"steps": 1}}
+    with pytest.raises(FileNotFoundError, match="teecher"):
+        distill(tiny_recipe(**mistyped), show_progress=False)
+    assert distill(tiny_recipe(training={"steps": 1}), show_progress=False).is_dir()
 
 
 def test_another_recipe_is_refused_and_a_finished_run_is_left_alone(tiny_recipe):

@@ -177,7 +177,7 @@ def test_endless_failure_stops(tiny_recipe, monkeypatch):
 def test_trackers_only_if_asked_for(tiny_recipe, make_recipe, tmp_path):
     recipe = tiny_recipe(training={"steps": 2})
     distill(recipe, show_progress=False)
-    usual = {"recipe.yaml", "log.jsonl", "checkpoints", "final"}
+    usual = {"recipe.yaml", "log.jsonl", "checkpoints", "model"}
     assert {path.name for path in Path(recipe.output_dir).iterdir()} == usual
     pytest.importorskip("tensorboard")
     tracked = make_recipe(tmp_path / "tracked", training={"steps": 2}, logging={"trackers": ["tensorboard"]})

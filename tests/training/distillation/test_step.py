@@ -8,8 +8,8 @@ from accelerate import Accelerator
 
 from lighthubert_hf import SearchSpace, Subnet
 from lighthubert_hf.training.distillation.objectives import make_objective
+from lighthubert_hf.training.distillation.optimizer import make_optimizer
 from lighthubert_hf.training.distillation.recipe import StudentSection
-from lighthubert_hf.training.distillation.run import make_optimizer
 from lighthubert_hf.training.distillation.step import DistillationModel, TrainingStep
 from lighthubert_hf.training.distillation.student import build_student
 from lighthubert_hf.training.distillation.teacher import Teacher

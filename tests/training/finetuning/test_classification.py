@@ -288,7 +288,7 @@ def test_an_interruption_changes_nothing(task, sets, tmp_path, monkeypatch):
         patch.setattr(SpeechTrainer, "training_step", killed_in_step_3)
         with pytest.raises(Killed):
             finetune(recipe("broken"), quiet=True)
-    resumed = finetune(recipe("broken"), resume=True, quiet=True)
+    resumed = finetune(recipe("broken"), quiet=True)
     assert resumed["evaluation"] == whole["evaluation"]
     first, second = weights(whole, auto_class), weights(resumed, auto_class)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -304,7 +304,7 @@ def test_early_stopping_keeps_the_most_accurate(sets, tmp_path, monkeypatch):
     training = {"steps": 10, "evaluate_every": 1, "early_stopping_patience": 2}
     metrics = finetune(make_recipe(sets("ks"), tmp_path / "run", training=training), quiet=True)
     assert metrics["steps"] == 4
-    best = AutoModelForAudioClassification.from_pretrained(tmp_path / "run" / "checkpoints" / "checkpoint-2")
+    best = AutoModelForAudioClassification.from_pretrained(tmp_path / "run" / "checkpoints" / "step-00000002")
     assert all(torch.equal(tensor, weights(metrics)[name]) for name, tensor in best.state_dict().items())
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from lighthubert_hf.training.finetuning.ctc import CtcTrainer
 from lighthubert_hf.training.finetuning.model import Thawing, build_model
 from lighthubert_hf.training.finetuning.recipe import CtcRecipe, FreezingSection, PretrainedSection
 from lighthubert_hf.training.finetuning.run import finetune
-from lighthubert_hf.training.finetuning.trainer import last_complete_checkpoint, load_data_state
+from lighthubert_hf.training.runs.checkpoints import latest_checkpoint
 from lighthubert_hf.training.synthetic.speech import synthesise_corpus
 
 from .tiny_architecture import TINY
@@ -357,8 +358,8 @@ class TestResume:
         whole = finetune(self.recipe(corpus, tmp_path / "whole", data=data), quiet=True)
         recipe = self.recipe(corpus, tmp_path / "broken", data=data)
         self.run_until(3, recipe)
-        self.run_until(5, recipe, resume=True)
-        resumed = finetune(recipe, resume=True, quiet=True)
+        self.run_until(5, recipe)
+        resumed = finetune(recipe, quiet=True)
         assert_equal(weights(whole["model"]), weights(resumed["model"]))
         assert resumed["evaluation"] == whole["evaluation"]
         assert resumed["steps"] == 6
@@ -367,27 +368,58 @@ class TestResume:
         recipe = self.recipe(corpus, tmp_path / "run")
         self.run_until(3, recipe)
         checkpoints = tmp_path / "run" / "checkpoints"
-        (checkpoints / "checkpoint-4").mkdir()
-        (checkpoints / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
-        assert last_complete_checkpoint(checkpoints).name == "checkpoint-2"
-        assert finetune(recipe, resume=True, quiet=True)["steps"] == 6
+        (checkpoints / "step-00000004").mkdir()
+        (checkpoints / "step-00000004" / "model.safetensors").write_bytes(b"half")
+        assert latest_checkpoint(checkpoints).name == "step-00000002"
+        assert finetune(recipe, quiet=True)["steps"] == 6
 
-    def test_another_recipe_is_refused(self, corpus, tmp_path):
+    def test_another_recipe_is_refused_unless_it_starts_over(self, corpus, tmp_path):
         self.run_until(3, self.recipe(corpus, tmp_path / "run"))
-        with pytest.raises(ValueError, match="the recipe differs in seed"):
-            finetune(self.recipe(corpus, tmp_path / "run", seed=1), resume=True, quiet=True)
-        with pytest.raises(FileExistsError, match="resume it"):
-            finetune(self.recipe(corpus, tmp_path / "run"), quiet=True)
+        other = self.recipe(corpus, tmp_path / "run", seed=1)
+        with pytest.raises(ValueError, match=r"seed=0, the recipe says 1; .*--overwrite"):
+            finetune(other, quiet=True)
+        assert finetune(other, overwrite=True, quiet=True)["steps"] == 6
 
-    def test_another_number_of_processes_is_refused(self, corpus, tmp_path):
-        self.run_until(3, self.recipe(corpus, tmp_path / "run"))
-        checkpoint = last_complete_checkpoint(tmp_path / "run" / "checkpoints")
-        with pytest.raises(ValueError, match="written by 1 processes, this run has 2"):
-            load_data_state(checkpoint, rank=0, world_size=2)
+    def test_finished_work_is_not_done_again(self, corpus, tmp_path, monkeypatch):
+        recipe = make_recipe(corpus, tmp_path / "run")
+        metrics = finetune(recipe, quiet=True)
+        monkeypatch.setattr(finetuning, "_read_speech", None)
+        assert finetune(recipe, quiet=True) == metrics
+        (tmp_path / "run").rename(tmp_path / "moved")
+        moved = make_recipe(corpus, tmp_path / "moved")
+        assert finetune(moved, quiet=True) == metrics | {"model": str(tmp_path / "moved" / "model")}
 
-    def test_nothing_to_resume(self, corpus, tmp_path):
-        with pytest.raises(FileNotFoundError, match="nothing to resume"):
-            finetune(self.recipe(corpus, tmp_path / "run"), resume=True, quiet=True)
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_saves_and_changes_nothing(self, corpus, tmp_path, monkeypatch, number):
+        """Without `checkpoint` in the recipe, too."""
+        whole = finetune(make_recipe(corpus, tmp_path / "whole", training={"steps": 5}), quiet=True)
+        recipe = make_recipe(corpus, tmp_path / "run", training={"steps": 5})
+        step = CtcTrainer.training_step
+
+        def signalled_in_step_2(self, *args, **kwargs):
+            if self.state.global_step == 2:
+                signal.raise_signal(number)
+            return step(self, *args, **kwargs)
+
+        died = []
+        with monkeypatch.context() as patch:
+            patch.setattr(CtcTrainer, "training_step", signalled_in_step_2)
+            if number == signal.SIGTERM:  # heard by whoever sent it; here by a handler that lets the process live
+                before = signal.signal(signal.SIGTERM, lambda *_: died.append(1))
+            try:
+                with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as end:
+                    finetune(recipe, quiet=True)
+            finally:
+                if number == signal.SIGTERM:
+                    signal.signal(signal.SIGTERM, before)
+        checkpoint = tmp_path / "run" / "checkpoints" / "step-00000003"
+        if number == signal.SIGINT:
+            assert f"after step 3 of 5, saved in {checkpoint}; the same command goes on" in str(end.value)
+        else:
+            assert died
+        assert latest_checkpoint(checkpoint.parent) == checkpoint
+        resumed = finetune(recipe, quiet=True)
+        assert_equal(weights(whole["model"]), weights(resumed["model"]))
 
 
 def test_early_stopping_stops_and_keeps_the_best(corpus, tmp_path, monkeypatch):
@@ -404,7 +436,7 @@ def test_early_stopping_stops_and_keeps_the_best(corpus, tmp_path, monkeypatch):
     metrics = finetune(make_recipe(corpus, tmp_path / "run", training=training), quiet=True)
     assert metrics["steps"] == 8  # the second evaluation is the best, two more are no better
     checkpoints = tmp_path / "run" / "checkpoints"
-    assert_equal(weights(metrics["model"]), weights(checkpoints / "checkpoint-4"))
+    assert_equal(weights(metrics["model"]), weights(checkpoints / "step-00000004"))
     assert len(list(checkpoints.iterdir())) <= 2
 
 
