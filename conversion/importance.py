@@ -15,8 +15,6 @@ import torch
 from lighthubert_hf import LightHubertConfig, SearchSpace
 from lighthubert_hf.model.search_space import ffn_ranges
 
-Read = Callable[[str], torch.Tensor]
-
 
 @dataclass(frozen=True)
 class Rearrangement:
@@ -77,7 +75,7 @@ def _rearrange(layer: str, first: tuple[str, ...], second: str, order: torch.Ten
     return rows | {f"{layer}.{second}.weight": Rearrangement(1, order)}
 
 
-def rearrangements(config: LightHubertConfig, read: Read) -> dict[str, Rearrangement]:
+def rearrangements(config: LightHubertConfig, read: Callable[[str], torch.Tensor]) -> dict[str, Rearrangement]:
     """How to order a supernet's weights by importance, by name; the largest subnet's function stays as it is.
 
     Only heads and units that the largest subnet of the space uses change places, and only with one another.

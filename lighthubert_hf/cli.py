@@ -100,12 +100,12 @@ def finetune(
     """Train a recogniser, classifier, speaker verifier or diariser (the recipe's `task`) on a subnet, a supernet's
     subnet or a plain HuBERT. Again, it goes on from its latest checkpoint."""
     from .training.finetuning.recipe import FineTuningRecipe
-    from .training.finetuning.results import describe
+    from .training.finetuning.results import describe_finetuning
     from .training.finetuning.run import finetune
     from .training.recipes.loading import load_recipe
 
     result = finetune(load_recipe(FineTuningRecipe, recipe, overrides or []), overwrite=overwrite)
-    _answer(result, as_json, describe(result))
+    _answer(result, as_json, describe_finetuning(result))
 
 
 @app.command()
@@ -167,7 +167,7 @@ def evaluate(
     results = evaluate_model(upstream, chosen, table, output, settings, cache=cache, device=device)
     if update_card:
         report.update_card(model, results)
-    _answer(results, as_json, f"{report.describe(results)}\n{output / 'results.md'}")
+    _answer(results, as_json, f"{report.describe_evaluation(results)}\n{output / 'results.md'}")
 
 
 @app.command()

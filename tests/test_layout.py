@@ -136,3 +136,19 @@ def test_what_travels_needs_only_torch_and_transformers(module):
         if isinstance(node, ast.ImportFrom) and node.level
     ]
     assert all(node.level == 1 and node.module for node in relative)  # transformers follows no other form
+
+
+# Names that are there twice still. The list only shrinks.
+KNOWN_TWINS: set[str] = set()
+
+
+def test_no_two_public_classes_or_functions_have_one_name():
+    """One name, one thing. The commands of `cli` are called like what they call."""
+    homes: dict[str, list[str]] = {}
+    for module in MODULES.keys() - {"lighthubert_hf.cli"}:
+        for node in ast.parse(MODULES[module].read_text(encoding="utf-8")).body:
+            named = isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
+            alias = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id
+            if named or (alias and alias[0].isupper() and not alias.isupper()):  # a type's alias is a type
+                homes.setdefault(node.name if named else alias, []).append(module)
+    assert {name for name, modules in homes.items() if len(modules) > 1} == KNOWN_TWINS

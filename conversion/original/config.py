@@ -138,7 +138,7 @@ def published_space(model: Settings, kind: str) -> SearchSpace:
     )
 
 
-def read_config(
+def read_original_config(
     model: Settings,
     *,
     head_dim: int,

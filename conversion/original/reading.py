@@ -9,7 +9,7 @@ from lighthubert_hf.conversion.errors import ConversionError, listed
 from lighthubert_hf.conversion.spaces import default_space
 from lighthubert_hf.conversion.supernet import Layout
 
-from .config import FAIRSEQ_HUBERT, STAGE_1, STAGE_2, Settings, kind_of, published_space, read_config
+from .config import FAIRSEQ_HUBERT, STAGE_1, STAGE_2, Settings, kind_of, published_space, read_original_config
 from .names import HEAD, UnknownNameError, from_original, to_original
 
 _KINDS = {
@@ -146,7 +146,7 @@ def _config(model: Settings, kind: str, space: SearchSpace | None, target_size: 
                 f"the checkpoint names a published search space, up to {max(space.hidden_size)} wide, but its weights "
                 f"are {width} wide; pass its own space with --search-space FILE"
             )
-    return read_config(
+    return read_original_config(
         model,
         head_dim=width // heads,
         # The original has the setting and never applies it.

@@ -157,7 +157,7 @@ def complete_folder(folder: Path, card: CardFacts | None = None, repo_id: str | 
         ValueError, FileNotFoundError: if the folder holds no model or a broken one.
     """
     config = _read_json(folder / CONFIG, "give a folder that `save_pretrained` wrote")
-    parameters = count_parameters(folder)
+    parameters = stored_parameters(folder)
     if config.get("model_type") == "lighthubert":
         _complete_code(folder, config)
     defaults = _complete_processor(folder, config)
@@ -275,7 +275,7 @@ def _default_extractor(config: dict) -> dict:
     }
 
 
-def count_parameters(folder: Path) -> int:
+def stored_parameters(folder: Path) -> int:
     """Numbers in the weights of a folder, from the headers of its safetensors files.
 
     Raises:

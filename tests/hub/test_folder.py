@@ -18,10 +18,10 @@ from lighthubert_hf.hub.card import CardFacts
 from lighthubert_hf.hub.folder import (
     check_no_secrets,
     complete_folder,
-    count_parameters,
     is_rendered,
     save_model_folder,
     stage,
+    stored_parameters,
 )
 
 SIZES = {
@@ -57,8 +57,8 @@ def test_a_saved_folder_is_complete(model, tmp_path):
     auto_map = read(folder, "config.json")["auto_map"]
     assert auto_map["AutoModelForCTC"] == "modeling_lighthubert.LightHubertForCTC"
     assert all((folder / f"{value.split('.')[0]}.py").is_file() for value in auto_map.values())
-    assert count_parameters(folder) == sum(tensor.numel() for tensor in model.state_dict().values())
-    assert CardFacts.load(folder / "model_card.json").parameters == count_parameters(folder)
+    assert stored_parameters(folder) == sum(tensor.numel() for tensor in model.state_dict().values())
+    assert CardFacts.load(folder / "model_card.json").parameters == stored_parameters(folder)
     assert list(tmp_path.iterdir()) == [tmp_path / "deep"]
     assert list((tmp_path / "deep").iterdir()) == [folder]
     again = AutoModel.from_pretrained(folder)
@@ -107,7 +107,7 @@ def test_plain_hubert(model, tmp_path):
 
 def test_sharded(model, tmp_path):
     folder = save_model_folder(model, tmp_path / "model", max_shard_size="10KB")
-    assert count_parameters(folder) == sum(tensor.numel() for tensor in model.state_dict().values())
+    assert stored_parameters(folder) == sum(tensor.numel() for tensor in model.state_dict().values())
     next(folder.glob("*.safetensors")).unlink()
     with pytest.raises(FileNotFoundError, match=r"has no model-0"):
         complete_folder(folder)

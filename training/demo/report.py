@@ -7,7 +7,7 @@ from typing import Any
 from lighthubert_hf.files import replacing_file, write_json, write_text
 
 
-def write_report(folder: Path, results: dict[str, Any]) -> str:
+def write_results(folder: Path, results: dict[str, Any]) -> str:
     """Write `results.json`, `results.md` and `pareto.png` into `folder`; return the table as Markdown."""
     table = render_table(results)
     write_json(folder / "results.json", results)

@@ -25,7 +25,7 @@ from typing import Any
 from lighthubert_hf.files import write_json
 from lighthubert_hf.training.distillation.recipe import DistillationRecipe
 
-from .report import write_report
+from .report import write_results
 from .settings import NUM_TARGET_LAYERS, SPACE, SUPERNET, DemoSettings
 
 SETTINGS_FILE = "settings.json"
@@ -82,7 +82,7 @@ def run_demo(
         "date": time.strftime("%Y-%m-%d"),
         "seconds": round(time.monotonic() - started, 1),
     }
-    say(write_report(folder, results))
+    say(write_results(folder, results))
     say(f"{folder}: results.md, results.json, pareto.png, and the models under subnets/ ({results['seconds']:.0f} s)")
     return results
 

@@ -14,7 +14,7 @@ from lighthubert_hf.training.audio.examples import SpeechExample
 from lighthubert_hf.training.audio.padding import pad_waveforms, shortest_input
 
 from .task import LabelledFineTuning
-from .trainer import Row, SpeechTrainer
+from .trainer import ScoredRow, SpeechTrainer
 
 SLOT_SEPARATOR = ": "
 
@@ -99,14 +99,14 @@ class ClassificationTrainer(SpeechTrainer):
     def _slots(self, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return logits.split(self.collate.classes.sizes, dim=-1)
 
-    def predict_rows(self, examples: list[SpeechExample], batch: Batch) -> list[Row]:
+    def predict_rows(self, examples: list[SpeechExample], batch: Batch) -> list[ScoredRow]:
         labels = batch.pop("labels")
         logits = self.model(**batch).logits
         predicted = torch.stack([slot.argmax(-1) for slot in self._slots(logits)], dim=1)
         losses = self._losses(logits, labels)
         return list(zip(losses.tolist(), predicted.tolist(), labels.tolist(), strict=True))
 
-    def score(self, rows: list[Row]) -> dict[str, float]:
+    def score(self, rows: list[ScoredRow]) -> dict[str, float]:
         losses, predictions, references = zip(*rows, strict=True)
         if len(self.collate.classes.sizes) == 1:
             metric = Accuracy()

@@ -19,7 +19,7 @@ from .beam_search import BeamSearch
 from .decoding import greedy_ids, transcribe, transcriptions
 from .processors import build_processor, characters, load_processor
 from .task import FineTuningTask
-from .trainer import Row, SpeechTrainer
+from .trainer import ScoredRow, SpeechTrainer
 
 SYNTHETIC_HELD_OUT = ("validation", "test_sentences", "test_voice")
 
@@ -56,12 +56,12 @@ class CtcCollator:
 class CtcTrainer(SpeechTrainer):
     """Scores `loss`, `wer` and `cer`. Only token ids leave the device, and frames of padding are blanks."""
 
-    def predict_rows(self, examples: list[SpeechExample], batch: Batch) -> list[Row]:
+    def predict_rows(self, examples: list[SpeechExample], batch: Batch) -> list[ScoredRow]:
         outputs = self.model(**batch)
         texts = transcriptions(greedy_ids(self.model, outputs.logits, batch["attention_mask"]), self.processor)
         return [(outputs.loss.item(), example.text, text) for example, text in zip(examples, texts, strict=True)]
 
-    def score(self, rows: list[Row]) -> dict[str, float]:
+    def score(self, rows: list[ScoredRow]) -> dict[str, float]:
         losses, references, predictions = zip(*rows, strict=True)
         return {"loss": sum(losses) / len(losses), **error_rates(predictions, references)}
 

@@ -14,7 +14,7 @@ from lighthubert_hf.training.audio.padding import pad_waveforms, shortest_input
 from lighthubert_hf.training.tasks.diarization import MEDIAN_FRAMES, THRESHOLD, frame_activity, median_filter, pit_bce
 
 from .task import LabelledFineTuning
-from .trainer import Row, SpeechTrainer
+from .trainer import ScoredRow, SpeechTrainer
 
 
 class ActivityCollator:
@@ -63,7 +63,7 @@ class DiarizationTrainer(SpeechTrainer):
     def _frames(self, attention_mask: torch.Tensor) -> torch.LongTensor:
         return self.model._get_feat_extract_output_lengths(attention_mask.sum(-1))
 
-    def predict_rows(self, examples: list[SpeechExample], batch: Batch) -> list[Row]:
+    def predict_rows(self, examples: list[SpeechExample], batch: Batch) -> list[ScoredRow]:
         labels = batch.pop("labels")
         logits, rows = self.model(**batch).logits.float(), []
         for row, true, frames, example in zip(
@@ -75,7 +75,7 @@ class DiarizationTrainer(SpeechTrainer):
             rows.append((loss, speaking.long().tolist(), self.collate.activity(example).tolist()))
         return rows
 
-    def score(self, rows: list[Row]) -> dict[str, float]:
+    def score(self, rows: list[ScoredRow]) -> dict[str, float]:
         losses, predictions, references = zip(*rows, strict=True)
         rates = DiarizationErrorRate().compute(predictions=list(predictions), references=list(references))
         return {"loss": sum(losses) / len(losses), "der": rates["der"]}

@@ -84,7 +84,7 @@ def _described(name: str, recipe: FineTuningRecipe) -> tuple[str, str | None, st
     return first.path if is_hub_id(first.path) else Path(first.path).name, first.config_name, first.split
 
 
-def describe(metrics: dict[str, Any]) -> str:
+def describe_finetuning(metrics: dict[str, Any]) -> str:
     """What fine-tuning returned, as lines of text."""
     lines = [f"{metrics['model']}: {metrics['parameters'] / 1e6:.2f}M parameters, {metrics['steps']} steps"]
     for name, scores in metrics["evaluation"].items():

@@ -23,7 +23,7 @@ from lighthubert_hf.training.runs.stopping import StopRequest
 
 from .model import head_parameters
 
-Row = tuple[Any, ...]
+ScoredRow = tuple[Any, ...]
 
 
 class EvaluationBatches:
@@ -159,11 +159,11 @@ class SpeechTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.score(rows).items()}
         return EvalLoopOutput(None, None, metrics, len(rows))
 
-    def predict_rows(self, examples: list[SpeechExample], batch: Batch) -> list[Row]:
+    def predict_rows(self, examples: list[SpeechExample], batch: Batch) -> list[ScoredRow]:
         """A row for every example; depends on neither batch size nor padding."""
         raise NotImplementedError
 
-    def score(self, rows: list[Row]) -> dict[str, float]:
+    def score(self, rows: list[ScoredRow]) -> dict[str, float]:
         """The scores of all rows, in any order."""
         raise NotImplementedError
 

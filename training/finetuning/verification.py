@@ -16,7 +16,7 @@ from lighthubert_hf.training.synthetic.tasks import TRIALS
 from lighthubert_hf.training.tasks.verification import read_trials
 
 from .classification import ClassificationFineTuning
-from .trainer import Row, SpeechTrainer
+from .trainer import ScoredRow, SpeechTrainer
 
 
 class VerificationTrainer(SpeechTrainer):
@@ -35,7 +35,7 @@ class VerificationTrainer(SpeechTrainer):
         outputs = model(**{**inputs, "labels": inputs["labels"][:, 0]})
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
-    def predict_rows(self, examples: list[SpeechExample], batch: Batch) -> list[Row]:
+    def predict_rows(self, examples: list[SpeechExample], batch: Batch) -> list[ScoredRow]:
         del batch["labels"]
         embeddings = F.normalize(self.model(**batch).embeddings.float(), dim=-1).cpu().tolist()
         column = next(iter(self.collate.classes.names))
@@ -46,7 +46,7 @@ class VerificationTrainer(SpeechTrainer):
         self._trials = self.trials.get(metric_key_prefix.removeprefix("eval_"))
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def score(self, rows: list[Row]) -> dict[str, float]:
+    def score(self, rows: list[ScoredRow]) -> dict[str, float]:
         rows = sorted(rows)  # the order of arrival depends on batches and processes
         vectors = torch.tensor([vector for *_, vector in rows])
         if self._trials is None:

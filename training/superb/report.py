@@ -64,7 +64,7 @@ def _title(task: str, metric: str) -> str:
     return f"{task.upper()} {next(found.title for found in KINDS[task].metrics if found.name == metric)}"
 
 
-def describe(results: dict[str, Any]) -> str:
+def describe_evaluation(results: dict[str, Any]) -> str:
     """The scores as lines of text."""
     return "\n".join(
         f"{KINDS[name].title}: {metric.title} {value:.2f} % on {result['data']['name']}"

@@ -143,7 +143,7 @@ class _Studio:
         return self.speaker.say(text, self.rng.choice(voices), style)
 
 
-Row = dict[str, Any]  # `waveform`, and the columns of the task
+TaskRow = dict[str, Any]  # `waveform`, and the columns of the task
 
 
 def _write_splits(
@@ -180,7 +180,7 @@ def _write_splits(
     return facts
 
 
-def _columns(row: Row) -> dict[str, Any]:
+def _columns(row: TaskRow) -> dict[str, Any]:
     """The features of a row's columns besides `id` and `audio`."""
     from datasets import List, Value
 
@@ -191,17 +191,17 @@ def _columns(row: Row) -> dict[str, Any]:
     return {name: lists.get(name, Value("string")) for name in row if name not in ("id", "audio")}
 
 
-def _transcribed(studio: _Studio, split: str, index: int) -> Row:
+def _transcribed(studio: _Studio, split: str, index: int) -> TaskRow:
     text = next(studio.sentences)
     return {"waveform": studio.say(text), "text": text}
 
 
-def _phonemes(studio: _Studio, split: str, index: int) -> Row:
+def _phonemes(studio: _Studio, split: str, index: int) -> TaskRow:
     row = _transcribed(studio, split, index)
     return {**row, "phonemes": " ".join(studio.speaker.phonemes(row["text"], TRAINING_VOICES[0]))}
 
 
-def _keyword(studio: _Studio, split: str, index: int) -> Row:
+def _keyword(studio: _Studio, split: str, index: int) -> TaskRow:
     label = (*KEYWORDS, UNKNOWN_WORD, SILENCE)[index % (len(KEYWORDS) + 2)]
     if label == SILENCE:
         noise = np.random.default_rng(studio.rng.getrandbits(32)).normal(size=SAMPLING_RATE)
@@ -209,30 +209,30 @@ def _keyword(studio: _Studio, split: str, index: int) -> Row:
     return {"waveform": studio.say(label if label in KEYWORDS else studio.rng.choice(LEXICON)), "label": label}
 
 
-def _intent(studio: _Studio, split: str, index: int) -> Row:
+def _intent(studio: _Studio, split: str, index: int) -> TaskRow:
     action, thing = list(_COMMANDS)[index % len(_COMMANDS)]
     location = studio.rng.choice(list(_LOCATIONS))
     waveform = studio.say(_COMMANDS[action, thing] + _LOCATIONS[location])
     return {"waveform": waveform, "action": action, "object": thing, "location": location}
 
 
-def _emotion(studio: _Studio, split: str, index: int) -> Row:
+def _emotion(studio: _Studio, split: str, index: int) -> TaskRow:
     label = list(EMOTIONS)[index % len(EMOTIONS)]
     return {"waveform": studio.say(next(studio.sentences), style=EMOTIONS[label]), "label": label}
 
 
-def _speaker(studio: _Studio, split: str, index: int) -> Row:
+def _speaker(studio: _Studio, split: str, index: int) -> TaskRow:
     label = TRAINING_VOICES[index % len(TRAINING_VOICES)]
     return {"waveform": studio.say(next(studio.sentences), (label,)), "label": label}
 
 
-def _verified_speaker(studio: _Studio, split: str, index: int) -> Row:
+def _verified_speaker(studio: _Studio, split: str, index: int) -> TaskRow:
     voices = VERIFICATION_VOICES[split]
     label = voices[index % len(voices)]
     return {"waveform": studio.say(next(studio.sentences), (label,)), "label": label}
 
 
-def _conversation(studio: _Studio, split: str, index: int) -> Row:
+def _conversation(studio: _Studio, split: str, index: int) -> TaskRow:
     """Two voices, three turns; each begins shortly before or after the end of the one before."""
     first, second = studio.rng.sample(VERIFICATION_VOICES[split], 2)
     segments, placed, end = [], [], 0.0
@@ -253,7 +253,7 @@ def _without_silence(waveform: np.ndarray, threshold: float = 0.01) -> np.ndarra
     return waveform[loud[0] : loud[-1] + 1]
 
 
-def _request(studio: _Studio, split: str, index: int) -> Row:
+def _request(studio: _Studio, split: str, index: int) -> TaskRow:
     values = {name: studio.rng.choice(choices) for name, choices in _VALUES.items()}
     pattern = _REQUESTS[index % len(_REQUESTS)]
     text = pattern.format(**values)
@@ -261,7 +261,7 @@ def _request(studio: _Studio, split: str, index: int) -> Row:
     return {"waveform": studio.say(text), "text": text, "slots": tagged}
 
 
-def _query_or_document(studio: _Studio, split: str, index: int) -> Row:
+def _query_or_document(studio: _Studio, split: str, index: int) -> TaskRow:
     """Documents are sentences; a query is a word that occurs in one of them."""
     if split == "documents":
         return {**_transcribed(studio, split, index), "documents": []}
@@ -271,7 +271,7 @@ def _query_or_document(studio: _Studio, split: str, index: int) -> Row:
     return {"waveform": studio.say(word, VERIFICATION_VOICES[split]), "text": word, "documents": found}
 
 
-TASKS: dict[str, Callable[[_Studio, str, int], Row]] = {
+TASKS: dict[str, Callable[[_Studio, str, int], TaskRow]] = {
     "pr": _phonemes,
     "asr": _transcribed,
     "ks": _keyword,
