@@ -6,6 +6,7 @@ Imported by the other programs in this folder.
 import argparse
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -113,9 +114,12 @@ def summary(times: list[float]) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-    ).stdout.strip()
+    """`commit` is `None` in a copy of the checkout that git does not know."""
+    commit = None
+    if shutil.which("git"):
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        commit = done.stdout.strip() or None
     return describe_machine() | {"date": date.today().isoformat(), "commit": commit}
 
 

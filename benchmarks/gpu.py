@@ -6,8 +6,8 @@
 
 Parts: the tests marked `gpu`; encoding 1 s, 10 s and 32 × 10 s beside transformers and the original, compiled and not;
 training steps of every full-size recipe in bf16, by seconds of audio in a batch; `economical` for a quarter of an
-hour on synthetic speech. Weights are random, the training steps' audio too. Each part writes its own JSON into the
-folder when it is done, and a part that is done is not run again; all together become `gpu.json` there.
+hour on synthetic speech. Weights are random, the training steps' audio too. What a part found is in the folder's
+`gpu.json` as soon as it is done, and a part that is there is not run again.
 
 The share of the peak is a computation's FLOP per second over that of a square bf16 product in the same part. What
 fails (a kernel that is missing, memory that does not suffice) is written down with its reason, and the rest goes on.
@@ -217,9 +217,9 @@ def train_recipe(name: str, options) -> dict[str, Any]:
     product, rows, failed = square_product(options), {}, {}
     for seconds in batches:
         try:
-            rows[seconds] = time_steps(step, sampler, seconds, recipe.data.crop_seconds, options)
+            rows[str(seconds)] = time_steps(step, sampler, seconds, recipe.data.crop_seconds, options)
         except torch.OutOfMemoryError as error:
-            failed[seconds] = reason(error)
+            failed[str(seconds)] = reason(error)
             torch.cuda.empty_cache()
     product()
     peak = rate(2 * options.size.matmul**3, min(stopwatch(product, device) for _ in range(options.size.rounds)))
@@ -266,12 +266,12 @@ def time_steps(step, sampler, seconds: float, crop: float, options) -> dict[str,
 # A quarter of an hour of `economical`
 
 
-def train_economical(options) -> dict[str, Any]:
+def train_economical(results: dict[str, Any], options) -> dict[str, Any]:
     """Loss against time of a run with data, validation and all; a later call goes on with it."""
     folder = Path(options.folder) / "economical"
     log, wanted = folder / "log.jsonl", options.economical_minutes
     done = trained_minutes(log)
-    recipe = ["economical-tiny"] if options.tiny else full_economical(options)
+    recipe = ["economical-tiny"] if options.tiny else full_economical(results, options)
     if (folder / "recipe.yaml").exists():
         recipe = [str(folder / "recipe.yaml")]
     command = [sys.executable, "-m", "lighthubert_hf.cli", "distill", *recipe, f"output_dir={folder}"]
@@ -295,14 +295,13 @@ def train_economical(options) -> dict[str, Any]:
     }
 
 
-def full_economical(options) -> list[str]:
+def full_economical(results: dict[str, Any], options) -> list[str]:
     """The recipe on synthetic speech, with as many steps as the time will be enough for."""
-    measured = Path(options.folder) / "training-economical.json"
-    if not measured.exists():
+    if "training-economical" not in results:
         raise RuntimeError("economical needs the rate that the part training-economical measures; run that first")
-    result = json.loads(measured.read_text())["result"]
-    seconds = result["own_batch_seconds"]
-    audio_per_second = result["batches"][str(seconds)]["audio_per_second"]
+    measured = results["training-economical"]["result"]
+    seconds = measured["own_batch_seconds"]
+    audio_per_second = measured["batches"][str(seconds)]["audio_per_second"]
     steps = max(int(0.9 * 60 * options.economical_minutes * audio_per_second / seconds), 100)
     workers = max((os.cpu_count() or 2) - 2, 1)
     return [
@@ -342,20 +341,20 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
-def all_parts(options) -> dict[str, Part]:
+def all_parts(results: dict[str, Any], options) -> dict[str, Part]:
+    """By name, in their order; `results` are those of parts that ran before."""
     parts = {"tests": Part(4, lambda: run_tests(options))}
     for batch, seconds in options.size.encoding:
         run = lambda batch=batch, seconds=seconds: encode_audio(batch, seconds, options)  # noqa: E731
         parts[f"encoding-{batch}x{seconds}"] = Part(2, run)
     for name in RECIPES:
         parts[f"training-{name}"] = Part(1, lambda name=name: train_recipe(name, options))
-    return parts | {"economical": Part(4, lambda: train_economical(options))}
+    return parts | {"economical": Part(4, lambda: train_economical(results, options))}
 
 
-def run_part(name: str, part: Part, options) -> bool:
-    """Run a part unless its file says that it is done; whether it is now."""
-    file = Path(options.folder) / f"{name}.json"
-    if file.exists() and json.loads(file.read_text())["complete"]:
+def run_part(name: str, part: Part, results: dict[str, Any], options) -> bool:
+    """Run a part unless `results` have it, and add what it found; whether it is done now."""
+    if name in results and results[name]["complete"]:
         print(f"{name}: done before")
         return True
     left = (options.deadline - time.monotonic()) / 60
@@ -371,15 +370,21 @@ def run_part(name: str, part: Part, options) -> bool:
         return False
     complete, seconds = result.pop("complete", True), round(time.monotonic() - start, 1)
     where = machine() | describe_machine(options.device)
-    write(file, {"complete": complete, "seconds": seconds, "machine": where, "tiny": options.tiny, "result": result})
+    results[name] = {
+        "complete": complete, "seconds": seconds, "machine": where, "tiny": options.tiny, "result": result,
+    }  # fmt: skip
     print(f"{name}: {seconds} s", flush=True)
     return complete
 
 
-def write(file: Path, data: dict[str, Any]) -> None:
+def load(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def save(file: Path, results: dict[str, Any]) -> None:
     """Whole or not at all."""
     beside = file.with_suffix(".partial")
-    beside.write_text(json.dumps(data, indent=1) + "\n")
+    beside.write_text(json.dumps(results, indent=1) + "\n")
     os.replace(beside, file)
 
 
@@ -407,17 +412,24 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device.type == "cuda" and not torch.cuda.is_available():
         print("torch sees no GPU here; `--device cpu --tiny` tries the program out", file=sys.stderr)
         return 2
-    parts = all_parts(options)
+    file = Path(options.folder) / "gpu.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    results = load(file)
+    if any(part["tiny"] != options.tiny for part in results.values()):
+        print(
+            f"{file} holds results {'without' if options.tiny else 'of'} --tiny; name another folder", file=sys.stderr
+        )
+        return 2
+    parts = all_parts(results, options)
     if options.parts:
         parts = {n: p for n, p in parts.items() if n in options.parts or n.partition("-")[0] in options.parts}
-    folder = Path(options.folder)
-    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    done = [run_part(name, part, options) for name, part in parts.items()]
-    files = {name: folder / f"{name}.json" for name in all_parts(options)}
-    write(folder / "gpu.json", {n: json.loads(f.read_text()) for n, f in files.items() if f.exists()})
-    print(f"{sum(done)} of {len(done)} parts are done; results in {folder / 'gpu.json'}")
-    return 0 if all(done) else 1
+    done = {}
+    for name, part in parts.items():
+        done[name] = run_part(name, part, results, options)
+        save(file, results)
+    print(f"{sum(done.values())} of {len(done)} parts are done; results in {file}")
+    return 0 if all(done.values()) else 1
 
 
 if __name__ == "__main__":

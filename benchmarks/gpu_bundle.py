@@ -1,11 +1,11 @@
-"""The wheels that a GPU machine without a network lacks, for Python 3.12 on Linux.
+"""The wheels that a GPU machine without a network lacks, for Linux on x86-64.
 
-    python benchmarks/gpu_bundle.py [build/gpu]        # here: about 40 MB
-    bash benchmarks/gpu_start.sh [build/gpu]           # there, in the same checkout: installs them and the checkout
+    python benchmarks/gpu_bundle.py                                      # here: about 40 MB into build/gpu
+    bash benchmarks/gpu_start.sh python3 benchmarks/gpu.py runs/gpu      # there, in the same checkout
 
-Such a machine is expected to have torch, numpy, scipy, scikit-learn, pandas, pyarrow, pydantic, PyYAML, typer
-and pytest of its own. Versions are those of constraints.txt; what the packages below need in turn, and the
-machine may have in an older version, is not carried.
+Such a machine is expected to have torch, numpy, scipy, scikit-learn, pandas, pyarrow, PyYAML, typer and pytest of its
+own. Versions are those of constraints.txt; what the packages below need in turn, and the machine may have in an older
+version, is not carried.
 """
 
 import argparse
@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 MISSING = (
     "accelerate",
+    "annotated-types",
     "datasets",
     "dill",
     "espeakng-loader",
@@ -27,6 +27,8 @@ MISSING = (
     "huggingface_hub",
     "jiwer",
     "multiprocess",
+    "pydantic",
+    "pydantic_core",
     "pytest-timeout",
     "RapidFuzz",
     "safetensors",
@@ -35,9 +37,9 @@ MISSING = (
     "tokenizers",
     "transformers",
     "truststore",
+    "typing-inspection",
     "xxhash",
 )
-BUILD = "setuptools>=77"  # installs the checkout
 
 
 def pinned(constraints: str) -> list[str]:
@@ -52,13 +54,15 @@ def pinned(constraints: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", default=ROOT / "build" / "gpu", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("--python", default="3.12", help="of that machine (default %(default)s)")
+    options = parser.parse_args()
+    folder = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    command += ["--python-version", PYTHON, "--implementation", "cp", "--dest", str(folder)]
+    command += ["--python-version", options.python, "--implementation", "cp", "--dest", str(folder)]
     for platform in PLATFORMS:
         command += ["--platform", platform]
-    subprocess.run([*command, BUILD, *pinned((ROOT / "constraints.txt").read_text())], check=True)
+    subprocess.run([*command, *pinned((ROOT / "constraints.txt").read_text())], check=True)
     wheels = sorted(folder.glob("*.whl"))
     size = sum(wheel.stat().st_size for wheel in wheels)
     print(f"{len(wheels)} wheels, {size / 2**20:.0f} MiB in {folder}")

@@ -29,7 +29,7 @@ def insert_tables(parts: dict[str, Any], docs: Path) -> None:
         ),
     }
     where = next(iter(parts.values()))["machine"]
-    heading = f"{where['date']}, {where['device']}, torch {where['torch']}, commit {where['commit']}; `{COMMAND}`"
+    heading = f"{where['date']}, {where['device']}, torch {where['torch']}; `{COMMAND}`"
     for name, (guide, table) in tables.items():
         if table:
             insert(docs / guide, name, f"{heading}\n\n{table}\n")

@@ -35,13 +35,11 @@ def as_measured(results: dict, file: Path) -> Path:
 def test_a_part_runs_once_and_fills_its_tables(program, guides, tmp_path):
     folder = tmp_path / "out"
     arguments = [str(folder), *TINY, "--parts", "training-economical"]
-    for _ in range(2):
-        assert program.main(arguments) == 0
-        written = {path.name: path.stat().st_mtime_ns for path in folder.glob("training-*")}
     assert program.main(arguments) == 0
-    assert written == {path.name: path.stat().st_mtime_ns for path in folder.glob("training-*")}
     results = json.loads((folder / "gpu.json").read_text())
     assert list(results) == ["training-economical"]
+    assert program.main(arguments) == 0
+    assert json.loads((folder / "gpu.json").read_text()) == results  # with the times of the first run
     result = results["training-economical"]["result"]
     assert len(result["batches"]) == 1  # its own; the other size in a tiny run is the same
     (row,) = result["batches"].values()
@@ -88,7 +86,7 @@ def test_where_there_is_no_gpu_it_says_so(program, tmp_path, monkeypatch, capsys
 def test_all_parts(program, guides, tmp_path):
     assert program.main([str(tmp_path), *TINY]) == 0
     results = json.loads((tmp_path / "gpu.json").read_text())
-    assert list(results) == list(program.all_parts(program.parse(TINY)))
+    assert list(results) == list(program.all_parts({}, program.parse(TINY)))
     assert results["tests"]["result"]["failed"] == {}
     assert results["economical"]["complete"]
     assert program.main(["--tables", str(as_measured(results, tmp_path / "r.json")), "--docs", str(guides)]) == 0

@@ -32,8 +32,9 @@ def test_what_is_not_run_is_not_counted(tiny_recipe):
     sandwich = count_cost(tiny_recipe(sampler={"kind": "sandwich"}))
     assert base.encoder < sandwich.encoder < 3 * base.encoder
     assert count_cost(tiny_recipe(objective={"name": "armhubert"})).teacher == 2 * base.teacher
-    cut = [count_cost(tiny_recipe(student={"init": "random", "subnet": name})) for name in ("smallest", "largest")]
-    assert cut[0].encoder < cut[1].encoder == base.encoder  # that subnet in every step, whatever the sampler says
+    # One subnet, whatever the sampler says; it does not know of any.
+    cut = count_cost(tiny_recipe(sampler={"kind": "largest"}, student={"init": "random", "subnet": "smallest"}))
+    assert cut.encoder < base.encoder / 2
 
 
 @pytest.mark.slow
