@@ -13,7 +13,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .fast_paths import PRECISE, WeightCache, is_recorded, runs_plainly, wants_gradients
+from .fast_paths import PRECISE, WeightCache, is_recorded, is_watched, runs_plainly, wants_gradients
 
 # Measured: below this many frames the direct convolution is as fast as the one by Fourier transform.
 MIN_FOURIER_FRAMES = 32
@@ -214,7 +214,12 @@ class WeightNormConv1d(nn.Module):
         batch, frames, _ = hidden_states.shape
         weights = list(self.parameters())
         tensors = [hidden_states, *weights]
-        if batch * frames >= MIN_FOURIER_FRAMES and runs_plainly(tensors, PRECISE):
+        if (
+            batch * frames >= MIN_FOURIER_FRAMES
+            and runs_plainly(tensors, PRECISE)
+            and type(self.parametrizations["weight"]) is WeightNormParameters
+            and not is_watched(self.parametrizations["weight"])
+        ):
             if wants_gradients(weights):
                 spectrum = self._weight_spectrum()
             else:

@@ -1,8 +1,8 @@
 """When a fast path may stand in for plain modules, and where it keeps what it computes from their weights.
 
 A fast path computes what the modules would. It must not run where somebody records or transforms the computation
-(tracing, export, compilation, counting of FLOP), has put something else in a module's place (adapters, quantisation),
-or watches it (hooks).
+(tracing, export, compilation, counting of FLOP), has put something else in a module's place (adapters, quantisation,
+a `forward` of the instance's own), or watches it (hooks).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from transformers.activations import GELUActivation
 
@@ -28,6 +32,8 @@ def is_recorded() -> bool:
         or torch._C._are_functorch_transforms_active()
         # Of dispatch modes torch's own record or count what is computed; others, which watch it run, may.
         or any(type(mode).__module__.startswith("torch.") for mode in _get_current_dispatch_mode_stack())
+        # A function mode replaces functions of torch as it likes; a default device only where tensors are made.
+        or any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
     )
 
 
@@ -62,24 +68,18 @@ def wants_gradients(tensors: Iterable[torch.Tensor]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def activate(activation: nn.Module, linear: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
-    """`activation(linear(hidden_states))`, written over the linear layer's output where nobody else can hold that."""
-    hidden_states = linear(hidden_states)
-    if (
-        type(activation) is GELUActivation
-        and not hidden_states.requires_grad
-        and runs_plainly([hidden_states], HALF_OR_MORE)
-        and isinstance(linear, nn.Linear)
-        and not is_watched(activation, linear)
-    ):
-        return torch.ops.aten.gelu.out(hidden_states, out=hidden_states)
-    return activation(hidden_states)
-
-
 def is_watched(*modules: nn.Module) -> bool:
-    """Whether one of `modules` has hooks, which a fast path past it would not call."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, kind) for module in modules for kind in kinds)
+    """Whether one of `modules` has hooks or a `forward` of its own, which a fast path past it would not call.
+
+    Hooks of all modules count as well. An instance's own `forward` is how accelerate, quantisers and profilers patch.
+    """
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "forward")
+    return bool(_has_any_global_hook()) or any(vars(module).get(kind) for module in modules for kind in kinds)
+
+
+def is_gelu(activation: nn.Module) -> bool:
+    """Whether `activation` is the exact GELU, and nobody has changed or watches it."""
+    return type(activation) is GELUActivation and activation.act is F.gelu and not is_watched(activation)
 
 
 class WeightCache:

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import HubertConfig
-from transformers.activations import ACT2FN, GELUActivation
+from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .channels_last import Layer, Norm, PackedConv, fold_group_norm, run_layers
 from .channels_last_autograd import ConvNormGelu
 from .elastic import ElasticConv1d, ElasticGroupNorm, ElasticLayerNorm, state_of
-from .fast_paths import HALF_OR_MORE, PRECISE, WeightCache, is_watched, runs_plainly, wants_gradients
+from .fast_paths import HALF_OR_MORE, PRECISE, WeightCache, is_gelu, is_watched, runs_plainly, wants_gradients
 
 Lengths = TypeVar("Lengths", int, torch.Tensor)
 
@@ -54,7 +54,7 @@ class ConvLayer(GradientCheckpointingLayer):
 
     def activate_into(self, hidden_states: torch.Tensor, out: torch.Tensor) -> None:
         """Write the activation of `hidden_states`, which may be `out` itself."""
-        if type(self.activation) is GELUActivation:
+        if is_gelu(self.activation):
             torch.ops.aten.gelu.out(hidden_states, out=out)
         else:
             out.copy_(self.activation(hidden_states))
@@ -191,8 +191,8 @@ class FeatureEncoder(nn.Module):
     def _can_train_channels_last(self, input_values: torch.Tensor) -> bool:
         """Gradient checkpointing saves the memory this form needs, by means of the modules."""
         checkpointing = self.training and any(layer.gradient_checkpointing for layer in self.conv_layers)
-        is_gelu = all(type(layer.activation) is GELUActivation for layer in self.conv_layers)
-        return is_gelu and not checkpointing and not input_values.requires_grad and input_values.dtype in PRECISE
+        all_gelu = all(is_gelu(layer.activation) for layer in self.conv_layers)
+        return all_gelu and not checkpointing and not input_values.requires_grad and input_values.dtype in PRECISE
 
     @torch.no_grad()
     def _run_packed(self, input_values: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
@@ -296,7 +296,7 @@ class FeatureEncoder(nn.Module):
 
 
 def _is_untouched(layer: nn.Module) -> bool:
-    """Whether `layer` is made of its own modules (adapters and parametrizations replace some) and has no hooks."""
+    """Whether `layer` is made of its own modules (adapters and parametrizations replace some), unwatched."""
     kinds = {"layer": (nn.LayerNorm, ElasticLayerNorm), "group": (nn.GroupNorm, ElasticGroupNorm)}
     return (
         type(layer) is ConvLayer

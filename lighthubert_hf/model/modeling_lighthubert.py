@@ -36,9 +36,8 @@ from transformers.utils.output_capturing import resolve_hidden_states_indices, s
 from .configuration_lighthubert import LayerShape, LightHubertConfig
 from .elastic import ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d, WeightNormConv1d
 from .fast_encoder import encode_by_length
-from .fast_paths import activate
 from .feature_encoder import FeatureEncoder, Lengths, conv_layer_norm, conv_output_lengths, receptive_field
-from .packed_linear import PackedLinears
+from .packed_linear import PackedLinears, activate
 from .search_space import SearchSpace, Subnet, ffn_ranges, kept_layers
 
 

@@ -12,10 +12,28 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers.activations import GELUActivation
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .elastic import ElasticLinear
-from .fast_paths import WeightCache, can_pack, is_watched, runs_plainly, wants_gradients
+from .fast_paths import HALF_OR_MORE, WeightCache, can_pack, is_gelu, is_watched, runs_plainly, wants_gradients
+
+# Exactly these: a subclass may compute something else, or keep what it returned.
+_LINEARS = (nn.Linear, ElasticLinear)
+
+
+def activate(activation: nn.Module, linear: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    """`activation(linear(hidden_states))`, written over the linear layer's output where nobody else can hold that."""
+    hidden_states = linear(hidden_states)
+    if (
+        not hidden_states.requires_grad
+        and type(linear) in _LINEARS
+        and is_gelu(activation)
+        and runs_plainly([hidden_states], HALF_OR_MORE)
+        and not is_watched(linear)
+        and not _get_current_dispatch_mode_stack()
+    ):
+        return torch.ops.aten.gelu.out(hidden_states, out=hidden_states)
+    return activation(hidden_states)
 
 
 class PackedWeight:
@@ -43,12 +61,12 @@ class PackedLinears:
 
         Args:
             groups: linear layers. The first group reads `hidden_states`, the others what the module makes of it.
-            activation: the module's activation, which has to be a GELU that nobody watches.
+            activation: the module's activation, which has to be a GELU as transformers made it.
 
         `None` where the layers must run themselves.
         """
         linears = [linear for group in groups for linear in group]
-        if not all(type(linear) in (nn.Linear, ElasticLinear) and linear.bias is not None for linear in linears):
+        if not all(type(linear) in _LINEARS and linear.bias is not None for linear in linears):
             return None
         parameters = [parameter for linear in linears for parameter in (linear.weight, linear.bias)]
         tensors = [hidden_states, *parameters]
@@ -56,7 +74,7 @@ class PackedLinears:
             not runs_plainly(tensors, (torch.float32,))
             or wants_gradients(tensors)
             or is_watched(*linears)
-            or (activation is not None and (type(activation) is not GELUActivation or is_watched(activation)))
+            or (activation is not None and not is_gelu(activation))
             or not hidden_states.numel()
             or not can_pack()
         ):

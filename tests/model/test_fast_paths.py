@@ -15,7 +15,8 @@ from lighthubert_hf import LightHubertForPreTraining, LightHubertModel
 from lighthubert_hf.model import fast_encoder
 from lighthubert_hf.model.elastic import ElasticLinear, ElasticWeightNormConv1d, WeightNormConv1d, take_block
 from lighthubert_hf.model.fast_encoder import FRAMES_PER_GROUP, length_groups
-from lighthubert_hf.model.fast_paths import WeightCache, activate, is_recorded
+from lighthubert_hf.model.fast_paths import WeightCache, is_recorded
+from lighthubert_hf.model.packed_linear import activate
 
 from ..precision import assert_as_exact, assert_gradients_as_exact, gradients, in_double
 
