@@ -31,13 +31,13 @@ from contenders import (
 
 from lighthubert_hf import SearchSpace
 from lighthubert_hf.costs.measuring import MATMUL_FLOP, MATMUL_SHAPE
-from lighthubert_hf.model.fast_paths import can_pack
-from lighthubert_hf.model.packed_linear import PackedWeight
+from lighthubert_hf.model.fast_linear import product
+from lighthubert_hf.model.fast_paths import has_onednn
 
 OURS = "ours, 27M default"
 TWIN = "transformers HubertModel, the 27M"
 ORIGINAL = "original, 27M default"
-PACKED = "oneDNN's product"
+ONEDNN = "oneDNN's product"
 
 
 def build(options) -> dict:
@@ -59,11 +59,11 @@ def build(options) -> dict:
     return contenders
 
 
-def packed_product() -> Callable[[], torch.Tensor]:
-    """The product that `measure` runs as `a @ b`, by oneDNN on packed weights: what our layers are made of."""
+def onednn_product() -> Callable[[], torch.Tensor]:
+    """The product that `measure` runs as `a @ b`, by oneDNN: what our linear layers are made of."""
     rows, inner, columns = MATMUL_SHAPE
-    weight, a = PackedWeight(torch.randn(columns, inner)), torch.randn(rows, inner)
-    return lambda: weight.multiply(a)
+    weight, a = torch.randn(columns, inner), torch.randn(rows, inner)
+    return lambda: product(a, weight, None)
 
 
 def batch_of(batch: int, seconds: float, uneven: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,7 +89,7 @@ def run_setting(contenders: dict, batch: int, seconds: float, uneven: bool, roun
         found, wanted = runs[OURS]().last_hidden_state, runs[TWIN]().last_hidden_state
         frames = contenders[OURS]._get_feature_vector_attention_mask(found.shape[1], valid)
         difference = (found - wanted)[frames].abs().max().item()
-        products = {PACKED: packed_product()} if can_pack() else {}
+        products = {ONEDNN: onednn_product()} if has_onednn() else {}
         times = measure(runs | products, rounds)
     rate, rows = matmul_rate(times), {name: summary(times[name]) for name in runs}
     ours = dict(rows[OURS])
@@ -104,7 +104,7 @@ def run_setting(contenders: dict, batch: int, seconds: float, uneven: bool, roun
         "seconds": seconds,
         "uneven": uneven,
         "matmul_gflops": round(rate, 1),
-        "packed_gflops": round(MATMUL_FLOP / median(times[PACKED]) / 1e6, 1) if products else None,
+        "onednn_gflops": round(MATMUL_FLOP / median(times[ONEDNN]) / 1e6, 1) if products else None,
         "largest_difference_from_transformers": difference,
         "contenders": rows,
     }
@@ -122,8 +122,8 @@ def table(settings: list[dict]) -> str:
             cells.append(f"{row['median_ms']:.0f} ({row['times_ours']:.2f}{share})")
         rows.append([name, *cells])
     rows.append(["matmul, GFLOP/s", *(f"{s['matmul_gflops']:.0f}" for s in settings)])
-    if settings[0]["packed_gflops"] is not None:
-        rows.append(["oneDNN's product, GFLOP/s", *(f"{s['packed_gflops']:.0f}" for s in settings)])
+    if settings[0]["onednn_gflops"] is not None:
+        rows.append(["oneDNN's product, GFLOP/s", *(f"{s['onednn_gflops']:.0f}" for s in settings)])
     differences = (s["largest_difference_from_transformers"] for s in settings)
     rows.append(["largest difference from transformers", *(f"{value:.0e}" for value in differences)])
     return markdown(header, rows)

@@ -4,7 +4,7 @@
 
 Each candidate of a constant runs in turn with the others; a figure is the median, over the rounds, of its time over
 that of the value in use. `avx2` switches AVX-512 off in torch, oneDNN and MKL, in a process of its own. The 27M
-default subnet, random weights, fp32. Two of the rows are no constants: whether packed weights pay, and F(2, 2).
+default subnet, random weights, fp32. Two of the rows are no constants: whether oneDNN's product pays, and F(2, 2).
 """
 
 import argparse
@@ -23,7 +23,7 @@ from contenders import SAMPLING_RATE, add_outputs, machine, markdown, matmul_rat
 from torch.nn import functional as F
 
 from lighthubert_hf import SearchSpace
-from lighthubert_hf.model import channels_last, channels_last_autograd, elastic, fast_encoder, packed_linear
+from lighthubert_hf.model import channels_last, channels_last_autograd, elastic, fast_encoder, fast_linear
 from lighthubert_hf.model.channels_last import SLACK, PackedConv, window_parts
 
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
@@ -81,13 +81,13 @@ def grouping(model):
     return candidates(fast_encoder, "FRAMES_PER_GROUP", (25, 50, 100, 200, 400), lambda: model.encode(features, mask))
 
 
-def packing(model, frames: int):
-    """The layers on packed weights, or by torch's own product."""
+def products(model, frames: int):
+    """The encoder's layers by oneDNN's product, or by torch's own."""
     states = torch.randn(1, frames, model.config.hidden_size)
-    in_use, possible = "packed", packed_linear.can_pack
+    in_use, possible = "oneDNN", fast_linear.has_onednn
     values = (possible, lambda: False)
-    _, runs = candidates(packed_linear, "can_pack", values, lambda: model.encoder(states))
-    return in_use, dict(zip(("packed", "@"), runs.values()))
+    _, runs = candidates(fast_linear, "has_onednn", values, lambda: model.encoder(states))
+    return in_use, dict(zip(("oneDNN", "@"), runs.values()))
 
 
 def pairs(rows: int):
@@ -113,7 +113,7 @@ def questions() -> dict[str, tuple[Any, Contenders]]:
     found["`TILE_ROWS`, training, 4 s"] = front_end_training(model)
     found["`FRAMES_PER_GROUP`, 8 rows to 4 s"] = grouping(model)
     found |= {f"`MIN_FOURIER_FRAMES`, {frames} frames": positional(model, frames) for frames in (16, 32, 49, 99)}
-    found |= {f"packed weights, {frames} frames": packing(model, frames) for frames in (49, 499)}
+    found |= {f"product, {frames} frames": products(model, frames) for frames in (49, 499)}
     return found | {"F(2, 2), a tile": pairs(channels_last.TILE_ROWS)}
 
 

@@ -176,9 +176,9 @@ class AllocationTracker(TorchDispatchMode):
 
 
 def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
-    """Of the tensors in `tree`. Weights that oneDNN has packed do not tell theirs."""
+    """Of the tensors in `tree`."""
     for leaf in tree_leaves(tree):
-        if isinstance(leaf, torch.Tensor) and not leaf.is_mkldnn:
+        if isinstance(leaf, torch.Tensor):
             yield leaf.untyped_storage()
 
 

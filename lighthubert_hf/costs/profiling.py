@@ -133,7 +133,7 @@ class ProfileRow:
         gflops: at 2 FLOP per multiply-accumulate.
         share_of_matmul: `gflops` over what a plain matrix product reaches in the same run.
         peak_memory: bytes of weights and of the activations alive at once, see `measuring.peak_memory`; on a CPU
-            without the packed copies of weights, which are about as large again.
+            without what is kept between passes: the convolutions' weights twice, once arranged and once to compare.
         parts: where the time goes. Timed in passes of their own, so they add up to `milliseconds` only roughly.
     """
 

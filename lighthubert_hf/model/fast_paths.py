@@ -6,7 +6,7 @@ a `forward` of the instance's own), or watches it (hooks).
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +21,6 @@ PRECISE = (torch.float32, torch.float64)
 HALF_OR_MORE = (*PRECISE, torch.bfloat16, torch.float16)
 
 _PLAIN = (torch.Tensor, nn.Parameter)
-_SAMPLES = 64
 
 
 def is_recorded() -> bool:
@@ -53,15 +52,10 @@ def runs_plainly(tensors: Iterable[torch.Tensor], dtypes: Sequence[torch.dtype])
     return True
 
 
-def can_pack() -> bool:
-    """Whether oneDNN is there, is not switched off, and has the operators of `packed_linear`."""
-    mkldnn = torch.ops.mkldnn
-    return (
-        torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
-        and hasattr(mkldnn, "_reorder_linear_weight")
-        and hasattr(mkldnn, "_linear_pointwise")
-    )
+def has_onednn() -> bool:
+    """Whether oneDNN is there, is not switched off, and has the operator of `fast_linear`."""
+    mkldnn = torch.backends.mkldnn
+    return mkldnn.is_available() and bool(mkldnn.enabled) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def wants_gradients(tensors: Iterable[torch.Tensor]) -> bool:
@@ -83,17 +77,17 @@ def is_gelu(activation: nn.Module) -> bool:
 
 
 class WeightCache:
-    """One value computed from some tensors; computed anew when one of them is replaced, moved or written to.
+    """One value computed from some tensors, and copies of these; computed anew when one of them is not as its copy.
 
-    PyTorch counts in-place writes, except those through `tensor.data`. So a few values spread over each tensor are
-    compared as well, which finds what optimisers and averages do to all of a tensor, though not a change of single
-    elements through `.data`: assign a new tensor for that.
+    All is compared, each time. Nothing less notices every change: torch counts no writes through `tensor.data`, numpy
+    or another process, nor the steps of fused optimisers, nor any write to a tensor made in inference mode. It costs
+    two readings of the tensors, so a cache pays for what is dear to compute from few weights only.
 
     A copy or a pickle of the cache is empty: the value can be computed again, and is no part of the model's state.
     """
 
-    def __init__(self):
-        self._entry: tuple[Any, list[_Seen], Any] | None = None
+    def __init__(self) -> None:
+        self._entry: tuple[Any, list[torch.Tensor], Any] | None = None
 
     def get(self, tensors: Sequence[torch.Tensor], compute: Callable[[], Any], part: Any = None) -> Any:
         """What `compute()` returns; it runs without gradients and outside inference mode.
@@ -101,12 +95,13 @@ class WeightCache:
         `part` names what else it depends on: which part of the tensors is used.
         """
         entry = self._entry  # read once: another thread may replace it
-        if entry is not None and entry[0] == part and _are_as_seen(tensors, entry[1]):
+        if entry is not None and entry[0] == part and _are_equal(tensors, entry[1]):
             return entry[2]
         with torch.inference_mode(False), torch.no_grad():
-            seen = list(map(_see, tensors))
+            # First the copies: what is written in between differs from them, and is found the next time.
+            copies = [tensor.detach().clone() for tensor in tensors]
             value = compute()
-        self._entry = (part, seen, value)
+        self._entry = (part, copies, value)
         return value
 
     def clear(self) -> None:
@@ -116,32 +111,20 @@ class WeightCache:
         return WeightCache, ()
 
 
-class _Seen(NamedTuple):
-    """What a tensor was: itself (which keeps its memory from being used anew), its count of writes, some values."""
-
-    tensor: torch.Tensor
-    version: int | None
-    view: torch.Tensor
-    values: torch.Tensor
+def _are_equal(tensors: Sequence[torch.Tensor], copies: Sequence[torch.Tensor]) -> bool:
+    return len(tensors) == len(copies) and all(map(_is_equal, tensors, copies))
 
 
-def _see(tensor: torch.Tensor) -> _Seen:
-    """With up to `_SAMPLES` values, spread over the memory that `tensor` spans."""
-    tensor = tensor.detach()
-    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-    step = -(-span // _SAMPLES)
-    view = tensor.as_strided((-(-span // step),), (step,), tensor.storage_offset())
-    return _Seen(tensor, _version(tensor), view, view.clone())
-
-
-def _version(tensor: torch.Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
-
-
-def _are_as_seen(tensors: Sequence[torch.Tensor], seen: Sequence[_Seen]) -> bool:
-    if len(tensors) != len(seen):
+def _is_equal(tensor: torch.Tensor, copy: torch.Tensor) -> bool:
+    """Whether both are the same bits in the same shape."""
+    if (tensor.shape, tensor.dtype, tensor.device) != (copy.shape, copy.dtype, copy.device):
         return False
-    for tensor, (same, version, view, values) in zip(tensors, seen):
-        if not (tensor.is_set_to(same) and _version(tensor) == version and torch.equal(view, values)):
-            return False
-    return True
+    return torch.equal(*_bits(tensor.detach(), copy))
+
+
+def _bits(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """What tensors of one type hold as whole numbers, of 8 bytes each where that can be: they are compared fastest."""
+    size = tensors[0].element_size()
+    if all(t.is_contiguous() and not t.numel() * size % 8 and not t.storage_offset() * size % 8 for t in tensors):
+        return [tensor.view(-1).view(torch.int64) for tensor in tensors]
+    return [tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[size]) for tensor in tensors]

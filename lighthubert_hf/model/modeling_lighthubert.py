@@ -36,8 +36,8 @@ from transformers.utils.output_capturing import resolve_hidden_states_indices, s
 from .configuration_lighthubert import LayerShape, LightHubertConfig
 from .elastic import ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d, WeightNormConv1d
 from .fast_encoder import encode_by_length
+from .fast_linear import activate, can_multiply, multiply
 from .feature_encoder import FeatureEncoder, Lengths, conv_layer_norm, conv_output_lengths, receptive_field
-from .packed_linear import PackedLinears, activate
 from .search_space import SearchSpace, Subnet, ffn_ranges, kept_layers
 
 
@@ -117,7 +117,6 @@ class LightHubertAttention(nn.Module):
         self.v_proj = linear(config.hidden_size, width)
         self.q_proj = linear(config.hidden_size, width)
         self.out_proj = linear(width, config.hidden_size)
-        self._packed = PackedLinears()
 
     def set_active(self, hidden_size: int, num_heads: int) -> None:
         stream, width = ((0, hidden_size),), ((0, num_heads * self.head_dim),)
@@ -131,12 +130,11 @@ class LightHubertAttention(nn.Module):
         """`(B, T, E)` in; `(B, T, E)` and, where the attention implementation has them, weights `(B, H, T, T)` out."""
         shape = (*hidden_states.shape[:2], -1, self.head_dim)
         projections = self.q_proj, self.k_proj, self.v_proj
-        packed = self._packed.get([projections, [self.out_proj]], hidden_states)
-        if packed is None:
-            projected = [projection(hidden_states) for projection in projections]
-        else:
-            projected = packed[0].multiply(hidden_states).chunk(3, -1)
-        query, key, value = (part.view(shape).transpose(1, 2) for part in projected)
+        fast = can_multiply([*projections, self.out_proj], hidden_states)
+        query, key, value = (
+            (multiply(projection, hidden_states) if fast else projection(hidden_states)).view(shape).transpose(1, 2)
+            for projection in projections
+        )
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -151,11 +149,7 @@ class LightHubertAttention(nn.Module):
             **kwargs,
         )
         out = out.flatten(-2)
-        return self.out_proj(out) if packed is None else packed[1].multiply(out), weights
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        self._packed.clear()
-        return super()._apply(fn, recurse)
+        return multiply(self.out_proj, out) if fast else self.out_proj(out), weights
 
 
 class LightHubertFeedForward(nn.Module):
@@ -168,7 +162,6 @@ class LightHubertFeedForward(nn.Module):
         self.intermediate_dropout = nn.Dropout(config.activation_dropout)
         self.output_dense = linear(shape.intermediate_size, config.hidden_size)
         self.output_dropout = nn.Dropout(config.hidden_dropout)
-        self._packed = PackedLinears()
 
     def set_active(self, hidden_size: int, intermediate_size: int) -> None:
         stream, units = ((0, hidden_size),), ffn_ranges(hidden_size, intermediate_size, self.full_hidden_size)
@@ -176,19 +169,14 @@ class LightHubertFeedForward(nn.Module):
         self.output_dense.set_active(in_ranges=units, out_ranges=stream)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        linears = [self.intermediate_dense], [self.output_dense]
-        packed = self._packed.get(linears, hidden_states, self.intermediate_act_fn)
-        if packed is None:
+        linears = self.intermediate_dense, self.output_dense
+        if can_multiply(linears, hidden_states, self.intermediate_act_fn):
+            hidden_states = multiply(self.intermediate_dense, hidden_states, gelu=True)
+            hidden_states = multiply(self.output_dense, self.intermediate_dropout(hidden_states))
+        else:
             hidden_states = activate(self.intermediate_act_fn, self.intermediate_dense, hidden_states)
             hidden_states = self.output_dense(self.intermediate_dropout(hidden_states))
-        else:
-            hidden_states = packed[0].multiply(hidden_states, gelu=True)
-            hidden_states = packed[1].multiply(self.intermediate_dropout(hidden_states))
         return self.output_dropout(hidden_states)
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        self._packed.clear()
-        return super()._apply(fn, recurse)
 
 
 class LightHubertEncoderLayer(GradientCheckpointingLayer):

@@ -1,6 +1,7 @@
 """Fast forms inside the encoder compute what the plain ones do, and notice what they must."""
 
 import copy
+import functools
 import random
 
 import pytest
@@ -15,8 +16,8 @@ from lighthubert_hf import LightHubertForPreTraining, LightHubertModel
 from lighthubert_hf.model import fast_encoder
 from lighthubert_hf.model.elastic import ElasticLinear, ElasticWeightNormConv1d, WeightNormConv1d, take_block
 from lighthubert_hf.model.fast_encoder import FRAMES_PER_GROUP, length_groups
+from lighthubert_hf.model.fast_linear import activate
 from lighthubert_hf.model.fast_paths import WeightCache, is_recorded
-from lighthubert_hf.model.packed_linear import activate
 
 from ..precision import assert_as_exact, assert_gradients_as_exact, gradients, in_double
 
@@ -178,6 +179,32 @@ def test_a_cache_keeps_what_it_has_and_computes_anew_what_changed():
     cache.clear()
     value()
     assert len(calls) == 5
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+    st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    st.booleans(),
+    st.booleans(),
+    st.data(),
+)
+def test_a_cache_sees_the_change_of_any_one_bit(dtype, shape, offset, transposed, data):
+    whole = torch.randn(torch.Size(shape).numel() + 1).to(dtype)
+    tensor = whole[1:] if offset else whole[:-1]
+    tensor = tensor.view(shape).T if transposed and len(shape) == 2 else tensor.view(shape)
+    cache, calls = WeightCache(), []
+    get = functools.partial(cache.get, [tensor], lambda: calls.append(1))
+    get(), get()
+    assert len(calls) == 1
+    index = tuple(data.draw(st.integers(0, size - 1)) for size in tensor.shape)
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    tensor.data.view(kind)[index] ^= 1
+    get()
+    assert len(calls) == 2
+    tensor.data[index] = float("nan")  # which is not equal to itself, but the same bits
+    get(), get()
+    assert len(calls) == 3
 
 
 def test_a_cached_value_can_be_used_by_autograd_whatever_the_mode_it_came_from():

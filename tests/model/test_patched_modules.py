@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from transformers.activations import ACT2FN
 
 from lighthubert_hf import LightHubertModel
-from lighthubert_hf.model.packed_linear import activate
+from lighthubert_hf.model.fast_linear import activate
 
 # One of each kind of module that a fast path computes without calling it.
 SKIPPED = {

@@ -1,4 +1,4 @@
-"""Linear layers on packed weights compute what the layers do, follow their weights, and step aside."""
+"""Linear layers by oneDNN's product compute what the layers do, and step aside."""
 
 import copy
 import pickle
@@ -15,14 +15,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.activations import ACT2FN
 
 from lighthubert_hf import LightHubertModel
-from lighthubert_hf.model.fast_paths import can_pack
-from lighthubert_hf.model.packed_linear import PackedLinears, PackedWeight
+from lighthubert_hf.model import fast_linear
+from lighthubert_hf.model.elastic import ElasticLinear
+from lighthubert_hf.model.fast_linear import can_multiply, multiply
+from lighthubert_hf.model.fast_paths import has_onednn
 
 from ..precision import assert_as_exact, assert_rounded_alike, in_double
 
 pytestmark = pytest.mark.numerical
 
-if not can_pack():
+if not has_onednn():
     pytest.skip("this build of torch has no oneDNN", allow_module_level=True)
 
 
@@ -32,59 +34,47 @@ def layers():
 
 
 @pytest.fixture
-def packed(monkeypatch):
-    """How often a product on packed weights ran."""
-    runs, multiply = [], PackedWeight.multiply
-    monkeypatch.setattr(PackedWeight, "multiply", lambda *args, **kwargs: runs.append(1) or multiply(*args, **kwargs))
+def products(monkeypatch):
+    """How often oneDNN's product ran."""
+    runs, product = [], fast_linear.product
+    monkeypatch.setattr(fast_linear, "product", lambda *args: runs.append(1) or product(*args))
     return runs
 
 
-def side_by_side(layers, x):
-    return torch.cat([layer(x) for layer in layers], -1)
-
-
-def assert_as_layers(found, layers, x, gelu=None):
+def assert_as_layer(found, layer, x, gelu=None):
     """Up to rounding, however the sums are ordered; and oneDNN's own GELU is good to 5e-7."""
-    wanted, width = side_by_side(layers, x), x.shape[-1]
-    size = max(F.linear(x.abs(), layer.weight.abs(), layer.bias.abs()).max().item() for layer in layers)
+    wanted, width = layer(x), x.shape[-1]
+    size = F.linear(x.abs(), layer.weight.abs(), layer.bias.abs()).max().item()
     assert_rounded_alike(found, gelu(wanted) if gelu else wanted, width + (10 if gelu else 1), size)
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(1, 3), st.integers(1, 70), st.integers(1, 40), st.lists(st.integers(1, 40), min_size=1, max_size=3))
-def test_equals_the_layers(batch, rows, width, sizes):
-    layers, last = [nn.Linear(width, size) for size in sizes], nn.Linear(sum(sizes), width)
-    x, gelu = torch.randn(batch, rows, width), ACT2FN["gelu"]
+@given(st.integers(1, 3), st.integers(1, 70), st.integers(1, 40), st.integers(1, 40))
+def test_equals_the_layer(batch, rows, width, size):
+    layer, x, gelu = nn.Linear(width, size), torch.randn(batch, rows, width), ACT2FN["gelu"]
     with torch.no_grad():
-        first, second = PackedLinears().get([layers, [last]], x, gelu)
         for view in (x, x.transpose(0, 1)):
-            assert_as_layers(first.multiply(view), layers, view)
-            assert_as_layers(first.multiply(view, gelu=True), layers, view, gelu)
-            wanted = side_by_side(layers, view)
-            assert_as_layers(second.multiply(wanted), [last], wanted)
+            assert can_multiply([layer], view, gelu)
+            assert_as_layer(multiply(layer, view), layer, view)
+            assert_as_layer(multiply(layer, view, gelu=True), layer, view, gelu)
 
 
 @torch.no_grad()
-def test_follows_its_weights(layers):
-    x, packed = torch.randn(2, 3, 6), PackedLinears()
-    before = packed.get([layers], x)
-    assert packed.get([layers], x) is before
-    for change in (
-        lambda: layers[1].weight.mul_(2),
-        lambda: setattr(layers[2], "bias", nn.Parameter(torch.randn(8))),
-        lambda: setattr(layers[0].weight, "data", torch.randn(4, 6)),
-        lambda: layers[0].weight.data.add_(1),
-        lambda: setattr(layers[2], "weight", nn.Parameter(layers[2].weight.data.flip(0))),
-    ):
-        change()
-        after = packed.get([layers], x)
-        assert after is not before
-        assert_as_layers(after[0].multiply(x), layers, x)
-        before = after
+@pytest.mark.parametrize("columns", [((0, 6),), ((1, 4),), ((0, 2), (4, 5))])
+@pytest.mark.parametrize("rows", [((0, 8),), ((2, 7),), ((0, 3), (5, 8))])
+def test_a_slice_equals_the_layer_cut_out_of_it_to_the_bit(rows, columns):
+    elastic = ElasticLinear(6, 8)
+    elastic.set_active(in_ranges=columns, out_ranges=rows)
+    state = elastic.active_state()
+    static = nn.Linear(state["weight"].shape[1], state["weight"].shape[0])
+    static.load_state_dict(state)
+    x = torch.randn(2, 5, static.in_features)
+    assert can_multiply([elastic, static], x)
+    assert torch.equal(multiply(elastic, x), multiply(static, x))
 
 
 def put_aside(why, layers):
-    """Layers and input as they must not run packed, for one reason."""
+    """Layers and input as oneDNN must not multiply them, for one reason."""
     x, activation = torch.randn(2, 3, 6), None
     if why == "hook":
         layers[0].register_forward_hook(lambda *_: None)
@@ -119,40 +109,39 @@ def test_steps_aside_where_somebody_could_tell(layers, why):
         "switched off": lambda: torch.backends.mkldnn.flags(enabled=False),
     }
     with torch.set_grad_enabled(why == "gradients"), contexts.get(why, nullcontext)():
-        assert (PackedLinears().get([layers], x, activation) is None) == (why is not None)
+        assert can_multiply(layers, x, activation) == (why is None)
 
 
-def test_a_layer_that_steps_aside_computes_the_same(make_model, waveforms, packed):
+def test_a_layer_that_steps_aside_computes_the_same(make_model, waveforms, products):
     model = make_model(LightHubertModel, search_space=None).eval()
     with torch.no_grad():
         found, exact = (twin(waveforms).last_hidden_state for twin in (model, in_double(model)))
-        packed.clear()
+        assert len(products) == 6 * len(model.encoder.layers)
+        products.clear()
         model.encoder.layers[0].attention.k_proj.register_forward_hook(lambda *_: None)
         assert_as_exact(found, model(waveforms).last_hidden_state, exact)
-        assert len(packed) == 4 * len(model.encoder.layers) - 2
-    model(waveforms).last_hidden_state.sum().backward()  # nothing is packed with gradients
-    assert len(packed) == 4 * len(model.encoder.layers) - 2
+        assert len(products) == 6 * len(model.encoder.layers) - 4
+    model(waveforms).last_hidden_state.sum().backward()  # not with gradients
+    assert len(products) == 6 * len(model.encoder.layers) - 4
     assert model.encoder.layers[0].attention.k_proj.weight.grad is not None
 
 
 @torch.no_grad()
-def test_a_model_runs_packed_and_survives_copies(make_model, waveforms, packed):
+def test_a_model_survives_copies(make_model, waveforms, products):
     static = make_model(LightHubertModel, search_space=None)
-    wanted, features = static(waveforms).last_hidden_state, static.extract_features(waveforms)
-    packed.clear()
-    static.encode(features)
-    assert len(packed) == 4 * len(static.encoder.layers)
+    wanted = static(waveforms).last_hidden_state
+    assert products
     for twin in (copy.deepcopy(static), pickle.loads(pickle.dumps(static)), static.double().float()):
         assert torch.equal(twin(waveforms).last_hidden_state, wanted)
 
 
 @torch.no_grad()
-def test_the_active_slice_is_packed_anew_for_every_subnet(make_model, waveforms, packed):
+def test_every_subnet_runs_as_the_static_model_to_the_bit(make_model, waveforms, products):
     supernet = make_model(LightHubertModel).eval()
     space = supernet.search_space
     for subnet in (space.smallest(), space.largest(), space.sample(random.Random(0)), space.smallest()):
         supernet.set_active_subnet(subnet)
-        packed.clear()
+        products.clear()
         found = supernet(waveforms).last_hidden_state
-        assert len(packed) == 4 * subnet.num_hidden_layers
+        assert len(products) == 6 * subnet.num_hidden_layers
         assert torch.equal(found, supernet.extract_subnet(subnet)(waveforms).last_hidden_state)
