@@ -8,6 +8,7 @@ from pydantic import model_validator as checked
 from lighthubert_hf.training.distillation.objectives.armhubert import ArmHubertObjectiveSection
 from lighthubert_hf.training.distillation.objectives.distilhubert import DistilHubertObjectiveSection
 from lighthubert_hf.training.distillation.objectives.dphubert import DPHubertObjectiveSection
+from lighthubert_hf.training.distillation.objectives.front_end import FrontEndObjectiveSection
 from lighthubert_hf.training.distillation.objectives.lighthubert import LightHubertObjectiveSection
 from lighthubert_hf.training.recipes.sections import (
     CheckpointSection,
@@ -51,6 +52,9 @@ class SpaceSection(Section):
     num_attention_heads: list[PositiveInt]
     ffn_ratio: list[PositiveFloat]
     num_hidden_layers: list[PositiveInt]
+    conv_dim: list[PositiveInt] | list[list[PositiveInt]] | None = Field(
+        None, description="channels of the front end's convolutions: choices for all, or a list for each"
+    )
 
 
 class StudentSection(Section):
@@ -68,6 +72,9 @@ class StudentSection(Section):
         None, description="train only this subnet, extracted from `init` beforehand"
     )
     freeze_feature_encoder: bool = False
+    order_channels_on: PositiveFloat | None = Field(
+        None, description="seconds of training audio on which the front end's channels are ordered by importance first"
+    )
 
     @checked(mode="after")
     def _nothing_random_is_frozen(self):
@@ -77,7 +84,11 @@ class StudentSection(Section):
 
 
 ObjectiveSection = Annotated[
-    LightHubertObjectiveSection | DPHubertObjectiveSection | ArmHubertObjectiveSection | DistilHubertObjectiveSection,
+    LightHubertObjectiveSection
+    | DPHubertObjectiveSection
+    | ArmHubertObjectiveSection
+    | DistilHubertObjectiveSection
+    | FrontEndObjectiveSection,
     Field(discriminator="name"),
 ]
 
@@ -90,7 +101,7 @@ class MaskingSection(Section):
     min_masks: NonNegativeInt = 2
 
 
-Knob = Literal["ffn_ratio", "num_attention_heads", "hidden_size", "num_hidden_layers"]
+Knob = Literal["ffn_ratio", "num_attention_heads", "hidden_size", "num_hidden_layers", "conv_dim"]
 
 
 class PhaseSection(Section):
@@ -209,6 +220,10 @@ class DistillationRecipe(Recipe):
             raise ValueError("objective armhubert learns from masked audio: give the section masking")
         if self.objective.name == "lighthubert" and self.masking is None and not self.objective.unmasked_weight:
             raise ValueError("without masking no frame counts: set objective.unmasked_weight above 0")
+        if self.objective.name == "front_end" and self.student.freeze_feature_encoder:
+            raise ValueError("objective front_end trains the front end: set student.freeze_feature_encoder=false")
+        if self.objective.name == "front_end" and self.masking is not None:
+            raise ValueError("objective front_end learns from unmasked audio: set masking to null")
         if self.validation and not self.validation.sources and self.data.synthetic_minutes is None:
             raise ValueError("validation.sources is empty; name held-out audio or remove the section validation")
         return self

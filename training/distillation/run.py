@@ -29,6 +29,7 @@ from lighthubert_hf.training.runs.schedule import make_scheduler
 from lighthubert_hf.training.runs.start import say, start_line, stopped_line, warn_if_alone
 from lighthubert_hf.training.runs.stopping import StopRequest
 
+from .channel_order import order_channels
 from .checkpoint import TrainingState, load_training_state, save_checkpoint, save_model
 from .gradients import broadcast_parameters
 from .objectives import make_objective
@@ -36,7 +37,7 @@ from .optimizer import flatten_optimizer, make_optimizer, restore_optimizer
 from .progress import TrainingLog
 from .recipe import DistillationRecipe
 from .sampler import StepSubnets
-from .step import DistillationModel, StepResult, TrainingStep
+from .step import SAMPLING_RATE, DistillationModel, StepResult, TrainingStep
 from .student import build_student
 from .teacher import DTYPES, Teacher, load_teacher
 from .validation import evaluate, validation_subnets
@@ -159,6 +160,8 @@ class _Run:
         }
         options = recipe.data.model_dump(exclude={"sources", "synthetic_minutes", *shared})
         self.loader: AudioLoader = training_loader(training, seed=recipe.seed, **shared, **options)
+        if not self.state and recipe.student.order_channels_on:
+            self._order_channels(training_loader(training, seed=recipe.seed, **shared | {"num_workers": 0}, **options))
         if self.state:
             self.loader.load_states(self.state.data)
         self.validation = None
@@ -167,6 +170,18 @@ class _Run:
             if recipe.validation.max_examples is not None:  # of all processes together
                 options["max_examples"] = -(-recipe.validation.max_examples // shared["world_size"])
             self.validation = validation_loader(validation, **shared, **options)
+
+    def _order_channels(self, loader: AudioLoader) -> None:
+        """Of a new student, on the first of the training audio; all processes take the first one's order."""
+        waveforms, seconds = [], 0.0
+        for batch, _ in loader:
+            for row, mask in zip(batch["input_values"], batch["attention_mask"], strict=True):
+                waveforms.append(row[: int(mask.sum())].to(self.accelerator.device))
+                seconds += len(waveforms[-1]) / SAMPLING_RATE
+            if seconds >= self.recipe.student.order_channels_on:
+                break
+        order_channels(self.model.student.lighthubert, waveforms, seed=self.recipe.seed)
+        broadcast_parameters(self.step.parameters)
 
     def train(self, stop: StopRequest) -> bool:
         """Run the steps that are left; whether a wish to stop cut them short (a checkpoint is written then)."""

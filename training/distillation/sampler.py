@@ -47,4 +47,6 @@ class StepSubnets:
 def narrowed(space: SearchSpace, phase: PhaseSection) -> SearchSpace:
     """`space` with every knob that `phase` leaves closed fixed at its largest choice."""
     closed = {knob: (max(getattr(space, knob)),) for knob in KNOBS if knob not in phase.open}
+    if space.conv_dim is not None and "conv_dim" not in phase.open:
+        closed["conv_dim"] = tuple((max(choices),) for choices in space.conv_dim)
     return replace(space, **closed)

@@ -1,9 +1,10 @@
-"""One optimiser step: teacher once per batch, front end once per batch, encoder once per subnet."""
+"""One optimiser step: teacher once per batch, front end once per number of channels, encoder once per subnet."""
 
 import contextlib
+import itertools
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,8 +82,14 @@ class DistillationModel:
                 "give the student the teacher's conv_stride"
             )
         self.teacher, self.student, self.objective, self.accelerator = teacher, student, objective, accelerator
+        if not objective.runs_encoder:
+            _train_front_end_only(student)
         self.freeze_front_end = not any(p.requires_grad for p in student.lighthubert.feature_extractor.parameters())
-        self.share_front_end = self.freeze_front_end and same_front_end(teacher, student, accelerator.mixed_precision)
+        self.share_front_end = (
+            self.freeze_front_end
+            and not student.config.has_elastic_front_end
+            and same_front_end(teacher, student, accelerator.mixed_precision)
+        )
         if self.share_front_end:
             teacher.keep_front_end()
 
@@ -105,10 +112,19 @@ class DistillationModel:
         targets, front_end = self._targets(input_values, attention_mask, valid, time_mask)
         return DistillationBatch(input_values, attention_mask, valid, time_mask, targets, front_end)
 
-    def features(self, batch: DistillationBatch) -> torch.Tensor:
-        """The student's front end, which all subnets share: `(batch, frames, channels)`."""
+    def by_front_end(self, subnets: Sequence[Subnet | None]) -> Iterator[list[Subnet | None]]:
+        """The subnets in their order, those that share a front end and follow one another together."""
+        for _, group in itertools.groupby(
+            subnets, lambda subnet: subnet and self.student.config.conv_channels(subnet)
+        ):
+            yield list(group)
+
+    def features(self, batch: DistillationBatch, subnet: Subnet | None) -> torch.Tensor:
+        """The front end of `subnet` and of all that have as many channels: `(batch, frames, channels)`."""
         if batch.front_end is not None:
             return batch.front_end
+        if subnet is not None:
+            self.student.set_active_subnet(subnet)
         with torch.no_grad() if self.freeze_front_end else contextlib.nullcontext(), self.accelerator.autocast():
             return self.student.lighthubert.extract_features(batch.input_values, batch.attention_mask)
 
@@ -119,12 +135,15 @@ class DistillationModel:
         if subnet is not None:
             self.student.set_active_subnet(subnet)
         with self.accelerator.autocast():
-            outputs = self.student.lighthubert.encode(
-                features,
-                batch.attention_mask,
-                batch.time_mask,
-                output_hidden_states=self.objective.needs_student_states,
-            )
+            if self.objective.runs_encoder:
+                outputs = self.student.lighthubert.encode(
+                    features,
+                    batch.attention_mask,
+                    batch.time_mask,
+                    output_hidden_states=self.objective.needs_student_states,
+                )
+            else:
+                outputs = self.student.lighthubert.feature_projection(features)
             predictions = self.objective.predictions(self.student, outputs)
         frames = batch.targets[0].shape[1]
         return [prediction[:, :frames] for prediction in predictions]
@@ -202,22 +221,23 @@ class TrainingStep:
         """Backward for every subnet; the sums of loss and weights, without gradient."""
         model, in_place = self.model, self.recipe.sampler.in_place_weight
         prepared = model.prepare(batch, self.recipe.masking, seed=self.recipe.seed, step=step)
-        features = model.features(prepared)
-        # The encoders' gradients gather (in fp32) at detached features, then go through the front end once.
-        shared = features.detach().to(model.student.dtype).requires_grad_(features.requires_grad)
         total, largest = 0, None
-        for subnet in subnets:
-            predictions = model.predictions(shared, prepared, subnet)
-            loss = model.loss(predictions, prepared.targets, prepared)
-            loss_sum, total = loss.sum, total + loss.sum.detach()
-            if in_place and largest is None:  # the sandwich's first is the largest
-                largest = [prediction.detach().float() for prediction in predictions]
-            elif in_place:
-                own = model.loss(predictions, largest, prepared).sum
-                loss_sum = (1 - in_place) * loss_sum + in_place * own
-            self.accelerator.backward(loss_sum / (len(subnets) * self.expected_frames))
-        if features.requires_grad:
-            features.backward(shared.grad.to(features.dtype))
+        for group in model.by_front_end(subnets):
+            features = model.features(prepared, group[0])
+            # The encoders' gradients gather (in fp32) at detached features, then go through the front end once.
+            shared = features.detach().to(model.student.dtype).requires_grad_(features.requires_grad)
+            for subnet in group:
+                predictions = model.predictions(shared, prepared, subnet)
+                loss = model.loss(predictions, prepared.targets, prepared)
+                loss_sum, total = loss.sum, total + loss.sum.detach()
+                if in_place and largest is None:  # the sandwich's first is the largest
+                    largest = [prediction.detach().float() for prediction in predictions]
+                elif in_place:
+                    own = model.loss(predictions, largest, prepared).sum
+                    loss_sum = (1 - in_place) * loss_sum + in_place * own
+                self.accelerator.backward(loss_sum / (len(subnets) * self.expected_frames))
+            if features.requires_grad:
+                features.backward(shared.grad.to(features.dtype))
         return total / len(subnets), loss.count
 
     def _reduce_and_clip(self, frames: torch.Tensor) -> torch.Tensor:
@@ -247,6 +267,14 @@ def step_seed(seed: int, step: int, rank: int, index: int) -> int:
     return zlib.crc32(f"{seed} {step} {rank} {index}".encode())
 
 
+def _train_front_end_only(student: LightHubertForPreTraining) -> None:
+    """Turn off the gradients of what no objective of the projected features reaches."""
+    trained = {*map(id, student.lighthubert.feature_extractor.parameters())}
+    trained |= {*map(id, student.lighthubert.feature_projection.parameters())}
+    for parameter in student.parameters():
+        parameter.requires_grad_(parameter.requires_grad and id(parameter) in trained)
+
+
 def student_stride(student: LightHubertForPreTraining) -> int:
     """Samples from one frame of the student to the next."""
     return math.prod(student.config.conv_stride)
@@ -272,7 +300,7 @@ def common_frames(num_student_frames: int, teacher: TeacherOutput) -> int:
     Raises:
         ValueError: They differ by more than one.
     """
-    num_teacher_frames = next(iter((teacher.layer_results | teacher.hidden_states).values())).shape[1]
+    num_teacher_frames = teacher.frames()
     if abs(num_student_frames - num_teacher_frames) > 1:
         raise ValueError(
             f"the student makes {num_student_frames} frames of this audio, the teacher {num_teacher_frames}: they may "
@@ -285,4 +313,5 @@ def _cut(output: TeacherOutput, frames: int) -> TeacherOutput:
     return TeacherOutput(
         {index: tensor[:, :frames] for index, tensor in output.layer_results.items()},
         {index: tensor[:, :frames] for index, tensor in output.hidden_states.items()},
+        None if output.projected is None else output.projected[:, :frames],
     )

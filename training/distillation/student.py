@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, SearchSpace, Subnet
 
+from .channel_order import share_norms_with_widths
 from .recipe import StudentSection
 
 TEACHER_INIT = ("hubert", "wav2vec2")  # encoders whose weights LightHuBERT's layers can hold
@@ -78,7 +79,10 @@ def lighthubert_fields(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _copy_weights(teacher: PreTrainedModel, student: LightHubertForPreTraining) -> None:
-    state, own = teacher.state_dict(), student.lighthubert.state_dict()
+    own_of_widths = {
+        name: tensor for name, tensor in student.lighthubert.state_dict().items() if ".per_width." in name
+    }
+    state, own = teacher.state_dict() | own_of_widths, student.lighthubert.state_dict()
     state.setdefault("masked_spec_embed", own["masked_spec_embed"])  # models that never mask have none
     differing = sorted(
         key
@@ -91,6 +95,7 @@ def _copy_weights(teacher: PreTrainedModel, student: LightHubertForPreTraining) 
             "leave the sizes out or set student.init=random"
         )
     student.lighthubert.load_state_dict(state, strict=True)
+    share_norms_with_widths(student.lighthubert)
 
 
 def _loaded(settings: StudentSection, target_size: int) -> LightHubertForPreTraining:

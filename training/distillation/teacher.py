@@ -66,6 +66,8 @@ class Teacher:
         if form is not None:
             self.model = form
         self.padding_invariant = is_padding_invariant(self.model)
+        if request.projected:
+            self.model.feature_projection.register_forward_hook(self._capture("projected"))
         for index in request.layer_results:
             dense = self.model.encoder.layers[index].feed_forward.output_dense
             dense.register_forward_hook(self._capture(index))
@@ -115,18 +117,31 @@ class Teacher:
             missing = frames - mask_time_indices.shape[1]  # negative: F.pad cuts
             options["mask_time_indices"] = F.pad(mask_time_indices, (0, missing), value=False)
         with torch.autocast(input_values.device.type, enabled=False):
-            outputs = self.model(
-                input_values.to(self.model.dtype),
-                attention_mask=attention_mask,
-                output_hidden_states=bool(self.request.hidden_states),
-                **options,
-            )
+            states = self._run_model(input_values.to(self.model.dtype), attention_mask, options)
         results, self._captured = self._captured, {}
-        front_end = results.pop("front_end", None)
-        states = {index: outputs.hidden_states[index] for index in self.request.hidden_states}
+        front_end, projected = results.pop("front_end", None), results.pop("projected", None)
+        if isinstance(projected, tuple):  # wav2vec 2.0 and its kin hand out what the projection was given, too
+            projected = projected[0]
         if front_end is not None and not isinstance(self.model, LightHubertModel):
             front_end = front_end.transpose(1, 2)  # transformers' lies channel by channel
-        return TeacherOutput(results, states, front_end)
+        return TeacherOutput(results, states, projected, front_end)
+
+    def _run_model(self, input_values, attention_mask, options) -> dict[int, torch.Tensor]:
+        """The hidden states asked for; without a layer to run, no more than the front end runs."""
+        if not self.request.runs_layers:
+            if isinstance(self.model, LightHubertModel):
+                features = self.model.extract_features(input_values, attention_mask)
+            else:
+                features = self.model.feature_extractor(input_values).transpose(1, 2)
+            self.model.feature_projection(features)
+            return {}
+        outputs = self.model(
+            input_values,
+            attention_mask=attention_mask,
+            output_hidden_states=bool(self.request.hidden_states),
+            **options,
+        )
+        return {index: outputs.hidden_states[index] for index in self.request.hidden_states}
 
     def _capture(self, key: int | str):
         def hook(_module, _inputs, output):
@@ -175,5 +190,8 @@ def _scattered(pieces: list[tuple[torch.Tensor, TeacherOutput]], num_rows: int) 
     return TeacherOutput(
         {index: join([piece.layer_results[index] for _, piece in pieces]) for index in first.layer_results},
         {index: join([piece.hidden_states[index] for _, piece in pieces]) for index in first.hidden_states},
-        None if first.front_end is None else join([piece.front_end for _, piece in pieces]),
+        *(
+            None if getattr(first, name) is None else join([getattr(piece, name) for _, piece in pieces])
+            for name in ("projected", "front_end")
+        ),
     )

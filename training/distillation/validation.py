@@ -21,8 +21,9 @@ def validation_subnets(space: SearchSpace, default: Subnet, num_random: int, see
 def evaluate(model: DistillationModel, loader: AudioLoader, subnets: dict[str, Subnet | None]) -> dict[str, float]:
     """Loss per valid frame of each subnet on unmasked audio, over all processes' shares of the validation data.
 
-    Teacher and front end run once per batch, the encoder once per subnet. Objectives that weigh masked frames
-    differently weigh all alike here. Processes may have different numbers of batches.
+    The teacher runs once per batch, the front end once per choice of channels, the encoder once per subnet.
+    Objectives that weigh masked frames differently weigh all alike here. Processes may have different numbers of
+    batches.
     """
     student = model.student
     was_training = student.training
@@ -31,12 +32,13 @@ def evaluate(model: DistillationModel, loader: AudioLoader, subnets: dict[str, S
     sums = torch.zeros(len(subnets) + 1, device=model.accelerator.device)
     for batch, _ in loader:
         prepared = model.prepare(batch, masking=None, seed=0, step=0)
-        features = model.features(prepared)
         weights = prepared.valid[:, : prepared.targets[0].shape[1]].float()
-        losses = [
-            model.objective(model.predictions(features, prepared, subnet), prepared.targets, weights)
-            for subnet in subnets.values()
-        ]
+        losses = []
+        for group in model.by_front_end(list(subnets.values())):
+            features = model.features(prepared, group[0])
+            for subnet in group:
+                predictions = model.predictions(features, prepared, subnet)
+                losses.append(model.objective(predictions, prepared.targets, weights))
         sums += torch.stack([*(loss.sum for loss in losses), weights.sum()])
     *totals, count = model.accelerator.reduce(sums, "sum").tolist()
     student.train(was_training)

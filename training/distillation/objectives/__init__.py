@@ -4,6 +4,7 @@ from .armhubert import ArmHubertObjective
 from .base import FrameLoss, Objective
 from .distilhubert import DistilHubertObjective
 from .dphubert import DPHubertObjective
+from .front_end import FrontEndObjective
 from .lighthubert import LightHubertObjective
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "DPHubertObjective",
     "DistilHubertObjective",
     "FrameLoss",
+    "FrontEndObjective",
     "LightHubertObjective",
     "Objective",
     "make_objective",
@@ -24,6 +26,8 @@ def make_objective(settings, teacher_config, student_config) -> Objective:
     """
     teacher_sizes = (teacher_config.num_hidden_layers, teacher_config.hidden_size)
     student_sizes = (student_config.num_hidden_layers, student_config.hidden_size)
+    if settings.name == "front_end":
+        return FrontEndObjective()
     if settings.name == "lighthubert":
         return LightHubertObjective(settings, teacher_sizes[0])
     if settings.name == "distilhubert":

@@ -16,21 +16,34 @@ class TeacherRequest:
         layer_results: Layers (0-based) whose FFN output, before dropout, residual and norm, is wanted.
         hidden_states: Hidden states wanted; 0 is the input of the first layer, i the output of layer i (1-based).
         masked: Whether the objective also wants the teacher to see masked features.
+        projected: Whether the projected features are wanted: the input of the first layer, before positions.
     """
 
     layer_results: tuple[int, ...] = ()
     hidden_states: tuple[int, ...] = ()
     masked: bool = False
+    projected: bool = False
+
+    @property
+    def runs_layers(self) -> bool:
+        """Whether any transformer layer must run for it."""
+        return bool(self.layer_results or self.hidden_states or self.masked)
 
 
 @dataclass
 class TeacherOutput:
-    """What was asked for, in the teacher's dtype: `(batch, frames, hidden_size)` by layer, and the convolutional
-    features, `(batch, frames, channels)`, after `Teacher.keep_front_end`."""
+    """What was asked for, in the teacher's dtype: `(batch, frames, hidden_size)` by layer, projected features of that
+    shape, and the convolutional features, `(batch, frames, channels)`, after `Teacher.keep_front_end`."""
 
     layer_results: dict[int, torch.Tensor] = field(default_factory=dict)
     hidden_states: dict[int, torch.Tensor] = field(default_factory=dict)
+    projected: torch.Tensor | None = None
     front_end: torch.Tensor | None = None
+
+    def frames(self) -> int:
+        """Frames of what was asked for."""
+        found = [*self.layer_results.values(), *self.hidden_states.values(), self.projected]
+        return next(states.shape[1] for states in found if states is not None)
 
 
 @dataclass
@@ -53,6 +66,10 @@ class Objective(nn.Module):
     `frame_errors` run per subnet. Parameters of an objective (prediction heads) are trained along and are not part of
     the student.
     """
+
+    #: Whether the student's encoder runs. Where it does not, `predictions` is given the projected features instead of
+    #: its outputs, and only what makes these is trained.
+    runs_encoder = True
 
     @property
     def request(self) -> TeacherRequest:
