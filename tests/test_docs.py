@@ -131,6 +131,8 @@ def test_speeds_in_the_readme_are_the_measured_ones():
     names = ("ours, 27M default", "ours, 11M smallest", "transformers HubertModel, the 27M", "original, 27M default")
     chosen = [contenders[name] for name in (*names, "HuBERT Base, 95M")]
     assert rows == [(f"{row['median_ms']:.0f}", f"{row['times_ours']:.2f}") for row in chosen]
+    first = (ROOT / "docs/performance.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    assert re.findall(r"(\d\.\d\d) times", first) == [rows[4][1], rows[2][1]]
 
 
 def test_one_version():
