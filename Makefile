@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := lighthubert_hf conversion training tests benchmarks
+SOURCES := lighthubert_command.py lighthubert_hf conversion training tests benchmarks
 
 .PHONY: demo test test-all test-oldest test-newest quality style docs clean
 

@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what `__getattr__` imports when it is asked for
@@ -54,7 +53,7 @@ def _register() -> None:
     importlib.import_module(".auto", __name__).register()
 
 
-# Importing the package registers the Auto classes, which takes torch and transformers. The command line answers
-# `--help` without them: there the first name taken from the package registers.
-if Path(sys.argv[0] if sys.argv else "").stem != "lighthubert":
+# Importing the package registers the Auto classes, which takes torch and transformers. The command `lighthubert`
+# answers `--help` without them: there the first name taken from the package registers.
+if "lighthubert_command" not in sys.modules:
     _register()

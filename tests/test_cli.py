@@ -9,8 +9,10 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
+import lighthubert_hf
 from lighthubert_hf.cli import main
 
+ROOT = Path(__file__).parents[1]
 LIGHTHUBERT = [str(Path(sys.executable).with_name("lighthubert"))]
 
 
@@ -39,17 +41,35 @@ def refusal(tmp_path, monkeypatch, capsys):
     return call
 
 
-def test_help_needs_no_torch(tmp_path):
+def test_help_needs_no_torch():
     script = (
         "import sys; sys.argv = ['lighthubert', '--help']\n"
-        "from lighthubert_hf.cli import main\n"
+        "from lighthubert_command import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'a heavy import on the way to --help'\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    for command in ("demo", "convert", "distill", "search", "extract", "profile", "finetune", "evaluate", "push"):
+    commands = ("demo", "convert", "distill", "cost", "search", "extract", "profile", "finetune", "evaluate", "push")
+    for command in (*commands, "push-family"):
         assert command in done.stdout
+
+
+def test_the_module_is_the_command(tmp_path):
+    """`python -m lighthubert_hf`, as launchers of several processes call it."""
+    command = [sys.executable, "-m", "lighthubert_hf", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == f"lighthubert_hf {lighthubert_hf.__version__}\n", done.stderr
+
+
+def test_a_script_of_the_commands_name_has_the_auto_classes(tmp_path):
+    (tmp_path / "lighthubert.py").write_text(
+        "import lighthubert_hf\n"
+        "from transformers import AutoConfig\n"
+        "print(type(AutoConfig.for_model('lighthubert')).__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "lighthubert.py"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "LightHubertConfig\n", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_shell_lines_parse(path):
 
 def check_command(words: list[str], where: str) -> None:
     """Fail unless the command, its options, their values and a shipped recipe with its overrides exist."""
-    for start in ("lighthubert", "lighthubert_hf.cli"):
+    for start in ("lighthubert", "lighthubert_hf"):
         if start in words:
             name, *arguments = words[words.index(start) + 1 :]
             assert name in COMMANDS, f"{where}: there is no command {name}"

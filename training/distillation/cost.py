@@ -1,20 +1,19 @@
 """What a recipe costs, before it is run: audio heard, and floating-point operations per second of audio.
 
-    python -m lighthubert_hf.training.distillation.cost RECIPE [key=value …] [--tflops 100]
+    lighthubert cost RECIPE [key=value …] [--tflops 100]
 
 Operations are counted by torch's own counter on models without storage: nothing is computed. How fast a machine
 does them is for a measurement to say (`audio_per_second` in `log.jsonl`).
 """
 
-import argparse
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, HubertConfig, PreTrainedConfig
 
 from lighthubert_hf import LightHubertForPreTraining, Subnet
-from lighthubert_hf.training.recipes.loading import load_recipe
 
 from .recipe import DistillationRecipe, TeacherSection
 from .sampler import StepSubnets
@@ -96,29 +95,56 @@ def _teacher_config(settings: TeacherSection) -> PreTrainedConfig:
     return AutoConfig.from_pretrained(settings.path, revision=settings.revision)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--processes", type=int, default=8, help="processes that take part (default: 8)")
-    parser.add_argument("--tflops", type=float, help="sustained TFLOP/s per process, for an estimate of its hours")
-    arguments = parser.parse_intermixed_args()
-    try:
-        recipe = load_recipe(DistillationRecipe, arguments.recipe, arguments.overrides)
-        cost = count_cost(recipe)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{' '.join(str(error).split())}\n")
-    step = recipe.data.batch_seconds * recipe.training.accumulation * arguments.processes
-    hours = recipe.training.steps * step / 3600
-    flop = hours * 3600 * cost.total
-    print(
-        f"{recipe.name}: {recipe.training.steps:,} steps of {step / 60:.1f} min on {arguments.processes} processes, "
-        f"{hours:,.0f} h of audio\nGFLOP per second of audio: teacher {cost.teacher / 1e9:.1f}, "
-        f"front end {cost.front_end / 1e9:.1f}, encoders {cost.encoder / 1e9:.1f}; in all {flop:.3g} FLOP"
-    )
-    if arguments.tflops:
-        print(f"at {arguments.tflops:g} TFLOP/s: {flop / arguments.tflops / 1e12 / 3600:,.0f} process-hours")
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a whole run takes.
+
+    Args:
+        name: the recipe's.
+        steps: optimiser steps.
+        processes: that take part.
+        audio_seconds_per_step: heard by all processes together.
+        cost: per second of audio.
+    """
+
+    name: str
+    steps: int
+    processes: int
+    audio_seconds_per_step: float
+    cost: TrainingCost
+
+    @property
+    def audio_seconds(self) -> float:
+        return self.steps * self.audio_seconds_per_step
+
+    @property
+    def flop(self) -> float:
+        return self.audio_seconds * self.cost.total
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data for JSON."""
+        return asdict(self) | {"audio_seconds": self.audio_seconds, "flop": self.flop}
+
+    def describe(self, tflops: float | None = None) -> str:
+        """For people; with the sustained TFLOP/s of a process also how long it takes."""
+        lines = [
+            f"{self.name}: {self.steps:,} steps of {self.audio_seconds_per_step / 60:.1f} min on {self.processes} "
+            f"processes, {self.audio_seconds / 3600:,.0f} h of audio",
+            f"GFLOP per second of audio: teacher {self.cost.teacher / 1e9:.1f}, front end "
+            f"{self.cost.front_end / 1e9:.1f}, encoders {self.cost.encoder / 1e9:.1f}; in all {self.flop:.3g} FLOP",
+        ]
+        if tflops:
+            lines.append(f"at {tflops:g} TFLOP/s: {self.flop / tflops / 1e12 / 3600:,.0f} process-hours")
+        return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    main()
+def plan(recipe: DistillationRecipe, processes: int = 8) -> TrainingPlan:
+    """Count a whole run; see [`count_cost`].
+
+    Raises:
+        ValueError: for less than one process, or what cannot be counted.
+    """
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}")
+    seconds = recipe.data.batch_seconds * recipe.training.accumulation * processes
+    return TrainingPlan(recipe.name, recipe.training.steps, processes, seconds, count_cost(recipe))

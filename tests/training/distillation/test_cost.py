@@ -1,11 +1,14 @@
 """Counted work of recipes."""
 
-import sys
+import json
 
 import pytest
+import yaml
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
-from lighthubert_hf.training.distillation.cost import count_cost, main
+from lighthubert_hf.cli import app
+from lighthubert_hf.training.distillation.cost import count_cost, plan
 from lighthubert_hf.training.distillation.recipe import DistillationRecipe
 from lighthubert_hf.training.recipes.loading import load_recipe
 
@@ -45,10 +48,17 @@ def test_the_economical_recipe_keeps_its_budget():
     assert audio * count_cost(recipe).total / 100e12 / 3600 < 24
 
 
-def test_command(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["cost", "lighthubert-small"])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "add student.init=random" in line
+def test_command(tiny_recipe, tmp_path):
+    recipe = tiny_recipe(student={"init": "random"})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")), encoding="utf-8")
+    result = CliRunner().invoke(app, ["cost", str(tmp_path / "recipe.yaml"), "--processes", "2", "--json"])
+    assert result.exit_code == 0, result.exception
+    planned = json.loads(result.stdout)
+    seconds = recipe.training.steps * recipe.training.accumulation * recipe.data.batch_seconds * 2
+    assert planned["audio_seconds"] == seconds
+    assert planned["flop"] == pytest.approx(seconds * count_cost(recipe).total)
+    said = plan(recipe, 2).describe(tflops=1e-9)
+    assert f"{recipe.training.steps:,} steps" in said.splitlines()[0]
+    assert f"{planned['flop'] / 1e-9 / 1e12 / 3600:,.0f} process-hours" in said
+    refused = CliRunner().invoke(app, ["cost", "lighthubert-small"])
+    assert "add student.init=random" in str(refused.exception)

@@ -1,0 +1,45 @@
+"""Commands that publish models on the Hub."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import app
+
+Private = Annotated[bool | None, typer.Option(help="Visibility of new repositories.")]
+Message = Annotated[str | None, typer.Option(help="Commit message.")]
+DryRun = Annotated[Path | None, typer.Option(help="Write what would be uploaded to this folder instead.")]
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A model folder.")],
+    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME.")],
+    private: Private = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+    message: Message = None,
+    dry_run: DryRun = None,
+    create_pr: Annotated[bool, typer.Option(help="Open a pull request instead of committing.")] = False,
+) -> None:
+    """Publish a model on the Hub, with the token of `hf auth login`, in one commit."""
+    from lighthubert_hf.hub.publishing import push_folder
+
+    options = {"private": private, "revision": revision, "commit_message": message, "create_pr": create_pr}
+    typer.echo(str(push_folder(folder, repo_id, dry_run=dry_run, **options)))
+
+
+@app.command("push-family")
+def push_family(
+    pareto: Annotated[Path, typer.Argument(help="The pareto.json of a search.")],
+    prefix: Annotated[str, typer.Argument(help="OWNER/NAME, what the subnets' names begin with.")],
+    private: Private = None,
+    message: Message = None,
+    collection: Annotated[str | None, typer.Option(help="Title of the collection.")] = None,
+    dry_run: DryRun = None,
+) -> None:
+    """Publish the chosen subnets of a search, each in its repository with one commit, and link them."""
+    from lighthubert_hf.hub.family import push_family
+
+    options = {"private": private, "commit_message": message, "collection": collection, "dry_run": dry_run}
+    typer.echo(str(push_family(pareto, prefix, **options)))

@@ -1,0 +1,83 @@
+"""The command that chooses subnets."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .app import Json, answer, app
+
+
+@app.command()
+def search(
+    supernet: Annotated[str, typer.Argument(help="Folder or Hub id, with its distillation head.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the study and its reports; continued if it holds one.")],
+    teacher: Annotated[str | None, typer.Option(help="Hub id or folder of the teacher to compare with.")] = None,
+    data: Annotated[str | None, typer.Option(help="Validation audio: Hub id, folder, glob or URL.")] = None,
+    split: Annotated[str, typer.Option(help="Split of --data.")] = "validation",
+    max_examples: Annotated[int, typer.Option(help="Clips of --data to score on.")] = 200,
+    score: Annotated[
+        str | None, typer.Option(help="module:function or file.py:function, instead of a teacher.")
+    ] = None,
+    maximize: Annotated[bool, typer.Option(help="More of --score is better.")] = False,
+    objective: Annotated[list[str] | None, typer.Option(help="parameters, macs, latency@10s, memory@10s.")] = None,
+    max_params: Annotated[str | None, typer.Option(help="For example 30M.")] = None,
+    max_macs: Annotated[str | None, typer.Option(help="Per second of audio, for example 2.5G.")] = None,
+    max_latency: Annotated[str | None, typer.Option(help="On this machine, for example 60ms@10s.")] = None,
+    max_memory: Annotated[str | None, typer.Option(help="For example 400MB@10s.")] = None,
+    trials: Annotated[int, typer.Option(help="Subnets per algorithm.")] = 200,
+    population_size: Annotated[int, typer.Option(help="Subnets per generation.")] = 20,
+    seed: int = 0,
+    extract: Annotated[int, typer.Option(help="Save this many subnets of the front as model folders.")] = 0,
+    push: Annotated[
+        str | None,
+        typer.Option(help="OWNER/NAME: publish these at the end, or the front; see `push-family`."),
+    ] = None,
+    private: Annotated[bool | None, typer.Option(help="Visibility of new repositories of --push.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of SUPERNET on the Hub.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the subnets that trade quality against cost best. Ctrl-C loses nothing."""
+    from lighthubert_hf.hub.family import check_push, push_family
+    from lighthubert_hf.loading import load_lighthubert
+    from lighthubert_hf.search.costs import Cost, Limit
+    from lighthubert_hf.search.run import search
+    from lighthubert_hf.search.score import Score
+
+    limits = {"parameters": max_params, "macs": max_macs, "latency": max_latency, "memory": max_memory}
+    limits = [Limit.parse(name, text) for name, text in limits.items() if text is not None]
+    objectives = [Cost.parse(text) for text in objective or ["parameters"]]
+    if push:
+        check_push(push)
+    model = load_lighthubert(supernet, revision)
+    result = search(
+        model,
+        Score.load(score, maximize) if score else _distillation_score(model, teacher, data, split, max_examples),
+        output,
+        objectives=objectives,
+        limits=limits,
+        trials=trials,
+        population_size=population_size,
+        seed=seed,
+        supernet=supernet,
+        revision=revision,
+        extract=extract,
+    )
+    front = [{"name": found.name, "score": found.score, **found.costs} for found in result.front]
+    lines = [f"{found.name}: {found.score:.4g}, {found.subnet}" for found in result.front]
+    answer(front, as_json, "\n".join([*lines, str(output / "pareto.json")]))
+    if push:
+        typer.echo(str(push_family(output / "pareto.json", push, private=private)), err=as_json)
+
+
+def _distillation_score(model: Any, teacher: str | None, data: str | None, split: str, max_examples: int) -> Any:
+    if teacher is None or data is None:
+        raise ValueError("say what to score subnets by: --teacher and --data, or --score module:function")
+    if not hasattr(model, "prediction_head"):
+        raise ValueError(
+            "the distillation score needs a supernet saved with its distillation head; use --score instead"
+        )
+    from lighthubert_hf.training.audio.sources import AudioSource
+    from lighthubert_hf.training.distillation.scoring import distillation_score
+
+    return distillation_score(model, teacher, [AudioSource(data, split=split)], max_examples=max_examples).as_score()
