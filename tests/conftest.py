@@ -1,6 +1,7 @@
 """What all tests share: one tiny model family, its weights drawn like the golden ones, and one thread."""
 
 import gc
+import os
 import random
 
 import pytest
@@ -11,6 +12,7 @@ from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace
 from .golden import draw
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes that tests start: files run on every core already
 
 TINY_SPACE = SearchSpace(
     hidden_size=(32, 48, 64), num_attention_heads=(1, 2, 4), ffn_ratio=(1.5, 2.0, 3.0), num_hidden_layers=(2, 3, 4)

@@ -10,7 +10,7 @@ from lighthubert_hf.training.runs.checkpoints import latest_checkpoint
 
 from ..training.distillation import distill_worker as worker
 from ..training.distillation.encoders import make_encoder
-from ..training.distillation.test_resume import SECTIONS, history
+from ..training.distillation.test_processes import SECTIONS, history
 from ..training.distillation.test_step import NO_DROPOUT, SPACE, make_batch, make_step
 from .comparing import relative_error
 from .conftest import CUDA, SLOW_CPU

@@ -101,6 +101,8 @@ from transformers import AutoFeatureExtractor, AutoModel, HubertModel
 processor = AutoFeatureExtractor.from_pretrained("acme/small")
 model = AutoModel.from_pretrained("acme/small")
 assert type(model) is lighthubert_hf.LightHubertModel
+import sys
+assert not {"evaluate", "datasets", "jiwer"} & set(sys.modules)
 print(total(model, processor), total(HubertModel.from_pretrained("acme/small"), processor))
 """
     )

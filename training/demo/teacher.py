@@ -97,7 +97,8 @@ def train_tiny_teacher(
     processor = build_processor(characters(_transcripts(corpus)))
     model = _build_model(len(processor.tokenizer), seed, config)
     batches = (batch for batch, _ in loader)
-    clusters = SpectralClusters.fit((batch for batch, _ in loader), seed)
+    trained_on = pretrain_steps * batch_seconds  # clusters of more than that would be of no use
+    clusters = SpectralClusters.fit((batch for batch, _ in loader), seed, min(_CLUSTERING_SECONDS, trained_on))
     _pretrain(model, clusters, batches, pretrain_steps, learning_rate, seed)
     _train_ctc(model, processor, batches, ctc_steps, learning_rate)
     error_rates = {
@@ -174,8 +175,8 @@ class SpectralClusters:
         self.mean, self.scale, self.centres = mean, scale, centres
 
     @classmethod
-    def fit(cls, batches: Iterator[Batch], seed: int) -> "SpectralClusters":
-        """Cluster every third frame of the first ten minutes of audio."""
+    def fit(cls, batches: Iterator[Batch], seed: int, max_seconds: float = _CLUSTERING_SECONDS) -> "SpectralClusters":
+        """Cluster every third frame of the first `max_seconds` of audio, by default ten minutes."""
         try:
             from sklearn.cluster import MiniBatchKMeans
         except ImportError:
@@ -186,7 +187,7 @@ class SpectralClusters:
         for batch in batches:
             frames.append(log_mel(batch["input_values"])[valid_frames(batch)][::3])
             seconds += batch["attention_mask"].sum().item() / SAMPLING_RATE
-            if seconds >= _CLUSTERING_SECONDS:
+            if seconds >= max_seconds:
                 break
         spectra = torch.cat(frames)
         mean, scale = spectra.mean(0), spectra.std(0)

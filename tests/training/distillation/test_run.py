@@ -1,14 +1,10 @@
-"""The whole loop: from a recipe to a model folder, on one process and on two."""
+"""The whole loop: from a recipe to a model folder."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from accelerate.utils import is_wandb_available
 from transformers import AutoFeatureExtractor, AutoModel
 
@@ -17,8 +13,6 @@ from lighthubert_hf.training.distillation.progress import read_log
 from lighthubert_hf.training.distillation.recipe import DistillationRecipe
 from lighthubert_hf.training.distillation.run import distill
 from lighthubert_hf.training.recipes.loading import load_recipe, shipped_recipes
-
-from . import distill_worker as worker
 
 
 def losses(recipe) -> list[float]:
@@ -96,66 +90,6 @@ def test_other_objectives_learn(tiny_recipe, objective):
     )
     distill(recipe, show_progress=False)
     assert losses(recipe)[-1] < losses(recipe)[0]
-
-
-def test_two_processes_stay_equal_to_the_bit(tiny_recipe):
-    """With depth that changes, layers recomputed, accumulation, several subnets, and one step that is not finite."""
-    recipe = tiny_recipe(
-        training={"steps": 4, "accumulation": 2, "gradient_checkpointing": True},
-        sampler={"kind": "random", "num_random": 2},
-        student={"config": {"layerdrop": 0.3}},
-    )
-    assert worker.run(recipe, world_size=2, poison=(1, 2)) == [0, 0]
-    first, second = worker.fingerprints(recipe, 2)
-    assert first == second
-    assert first["step"] == 4
-    assert first["skipped"] == 1
-    entries = read_log(Path(recipe.output_dir) / "log.jsonl")
-    assert [entry["skipped_steps"] for entry in entries] == [0, 0, 1, 1]
-    assert entries[2]["loss"] is None
-
-
-@pytest.mark.parametrize("numbers", [(3, 1), (0, 2)])
-def test_processes_whose_data_end_at_different_times(tiny_recipe, numbers):
-    recipe = tiny_recipe(training={"steps": 10})
-    assert worker.run(recipe, world_size=2, data_ends=numbers) == [0, 0]
-    first, second = worker.fingerprints(recipe, 2)
-    assert first == second
-    assert first["step"] == max(numbers)
-    assert first["skipped"] == 0
-
-
-def test_two_processes_compute_the_mean_over_all_frames(tiny_recipe, make_recipe, tmp_path):
-    """Their first step has the gradient of one process that accumulates both processes' batches."""
-    sections = {"masking": None, "student": {"config": {"hidden_dropout": 0.0, "activation_dropout": 0.0}}}
-    pair = tiny_recipe(training={"steps": 1}, **sections)
-    assert worker.run(pair, world_size=2, record_batches=str(tmp_path)) == [0, 0]
-    alone = make_recipe(tmp_path / "alone", training={"steps": 1, "accumulation": 2}, **sections)
-    assert worker.run(alone, replay_batches=str(tmp_path)) == [0]
-    entries = [read_log(Path(recipe.output_dir) / "log.jsonl")[0] for recipe in (pair, alone)]
-    for key in ("loss", "gradient_norm", "audio_seconds"):
-        assert entries[0][key] == pytest.approx(entries[1][key], rel=1e-5)
-
-
-def test_a_real_launcher(tiny_recipe, tmp_path):
-    """`accelerate launch` with two processes; without GPUs they meet through gloo."""
-    recipe = tiny_recipe(training={"steps": 2})
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options.split()]
-    script = Path(__file__).parent / "distill_worker.py"
-    result = subprocess.run(
-        [*launcher, str(script), str(path)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    first, second = worker.fingerprints(recipe, 2)
-    assert first == second
-    assert len(read_log(Path(recipe.output_dir) / "log.jsonl")) == 2
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
