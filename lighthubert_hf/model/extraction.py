@@ -1,5 +1,6 @@
 """From a supernet to a static subnet, and from a static subnet to a plain HuBERT of transformers."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -89,9 +90,13 @@ def extract_subnet(model: Model, subnet: Subnet) -> Model:
     Raises:
         ValueError: if `model` is static or `subnet` does not fit it.
     """
-    with model.subnet_activated(subnet):
-        state = {name: tensor.detach().clone().contiguous() for name, tensor in _active_state(model).items()}
-    return _build(type(model), subnet_config(model.config, subnet), state, like=model)
+    model._check_can_activate(subnet)
+    config = subnet_config(model.config, subnet)
+    # A twin on the same tensors, so that `model` runs what is active in it all the while, in other threads too.
+    twin = _build(type(model), copy.deepcopy(model.config), model.state_dict(), like=model)
+    twin.set_active_subnet(subnet)
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in _active_state(twin).items()}
+    return _build(type(model), config, state, like=model)
 
 
 def _build(cls: type[Model], config: PreTrainedConfig, state: dict[str, torch.Tensor], like: PreTrainedModel) -> Model:

@@ -33,6 +33,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import resolve_hidden_states_indices, selected_hidden_states
 
+from .activation import activation_lock, of_one_subnet
 from .configuration_lighthubert import LayerShape, LightHubertConfig
 from .elastic import ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d, WeightNormConv1d
 from .fast_encoder import encode_by_length
@@ -190,15 +191,27 @@ class LightHubertEncoderLayer(GradientCheckpointingLayer):
         self.layer_norm = _layer_norm(config)
         self.feed_forward = LightHubertFeedForward(config, shape)
         self.final_layer_norm = _layer_norm(config)
+        self.active: tuple[int, int, int] | None = None  # width, heads, FFN units, if elastic
 
     def set_active(self, hidden_size: int, num_heads: int, intermediate_size: int) -> None:
+        self.active = hidden_size, num_heads, intermediate_size
         self.attention.set_active(hidden_size, num_heads)
         self.feed_forward.set_active(hidden_size, intermediate_size)
         self.layer_norm.active_size = self.final_layer_norm.active_size = hidden_size
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        active: tuple[int, int, int] | None = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`active`: what of an elastic layer has to be active still when gradient checkpointing runs it again."""
+        if active != self.active and active is not None:
+            raise RuntimeError(
+                f"a layer of (width, heads, FFN units) {active} should run, but {self.active} are active: the subnet "
+                "was changed before the backward pass, which runs the layers again; call backward() first"
+            )
         if self.pre_norm:
             attended, weights = self.attention(self.layer_norm(hidden_states), attention_mask, **kwargs)
             hidden_states = hidden_states + self.dropout(attended)
@@ -263,7 +276,10 @@ class LightHubertEncoder(nn.Module):
                 states.append(hidden_states)
                 attentions.append(None)
                 continue
-            hidden_states, weights = self.layers[index](hidden_states, **masks[index])
+            layer, options = self.layers[index], masks[index]
+            if layer.active is not None:
+                options = options | {"active": layer.active}
+            hidden_states, weights = layer(hidden_states, **options)
             states.append(hidden_states)
             attentions.append(weights)
         if self.config.do_stable_layer_norm:
@@ -364,7 +380,8 @@ class LightHubertPreTrainedModel(PreTrainedModel):
         return self.base_model._active_subnet  # pyrefly: ignore[bad-return]
 
     def set_active_subnet(self, subnet: Subnet) -> None:
-        """Make `forward` run `subnet`. Weights and config stay as they are.
+        """Make `forward` run `subnet`. Weights and config stay as they are. A `forward` that runs in another thread
+        meanwhile ends in a `RuntimeError`.
 
         Any subnet that can be cut from the weights is accepted, also one outside `search_space`; only those inside
         were trained for.
@@ -372,6 +389,11 @@ class LightHubertPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: if the model is static or the subnet does not fit its weights.
         """
+        self._check_can_activate(subnet)
+        with activation_lock():
+            self._set_active(subnet)
+
+    def _check_can_activate(self, subnet: Subnet) -> None:
         if self.config.search_space is None:
             raise ValueError(
                 "this model is static (its config has no search_space), so no subnet can be activated; "
@@ -380,7 +402,6 @@ class LightHubertPreTrainedModel(PreTrainedModel):
         if not isinstance(subnet, Subnet):
             raise ValueError(f"expected a Subnet, got {type(subnet).__name__}; Subnet.from_dict reads a dict")
         self.config.check_subnet(subnet)
-        self._set_active(subnet)
 
     def _set_active(self, subnet: Subnet) -> None:
         self.base_model._set_active(subnet)
@@ -456,6 +477,7 @@ class LightHubertModel(LightHubertPreTrainedModel):
         self.masked_spec_embed = nn.Parameter(torch.empty(config.hidden_size).uniform_())
         self.encoder = LightHubertEncoder(config)
         self._active_subnet = config.architecture
+        self.activations = 0  # how often another subnet was activated
         self._finish()
 
     def _set_active(self, subnet: Subnet) -> None:
@@ -465,11 +487,13 @@ class LightHubertModel(LightHubertPreTrainedModel):
             self.feature_extractor.set_active(channels)
         self.feature_projection.set_active(channels[-1], subnet.hidden_size)
         self.encoder.set_active(subnet)
+        self.activations += subnet != self._active_subnet
         self._active_subnet = subnet
 
     def active_state(self) -> dict[str, torch.Tensor]:
         return {"masked_spec_embed": self.masked_spec_embed[: self._active_subnet.hidden_size]}
 
+    @of_one_subnet
     @can_return_tuple
     def forward(
         self,
@@ -505,6 +529,7 @@ class LightHubertModel(LightHubertPreTrainedModel):
             output_hidden_states=output_hidden_states,
         )
 
+    @of_one_subnet
     def extract_features(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """The convolutional front end alone: `(B, samples)` to `(B, frames, channels)`.
 
@@ -515,6 +540,7 @@ class LightHubertModel(LightHubertPreTrainedModel):
         lengths = None if attention_mask is None else _valid_samples(attention_mask)
         return self.feature_extractor(input_values, lengths)
 
+    @of_one_subnet
     def encode(
         self,
         features: torch.Tensor,
@@ -642,6 +668,7 @@ class LightHubertForPreTraining(LightHubertPreTrainedModel):
         self.prediction_head = _linear(config)(config.hidden_size, config.target_size, bias=False)
         self._finish()
 
+    @of_one_subnet
     @can_return_tuple
     def forward(
         self,
@@ -735,6 +762,7 @@ class LightHubertForCTC(LightHubertHeadModel):
         self.lm_head = _linear(config)(config.hidden_size, config.vocab_size)
         self._finish()
 
+    @of_one_subnet
     @can_return_tuple
     def forward(
         self,
@@ -794,6 +822,7 @@ class LightHubertForSequenceClassification(LightHubertHeadModel):
         self.classifier = nn.Linear(config.classifier_proj_size, config.num_labels)
         self._finish()
 
+    @of_one_subnet
     @can_return_tuple
     def forward(
         self,
@@ -824,6 +853,7 @@ class LightHubertForAudioFrameClassification(LightHubertHeadModel):
         self.classifier = _linear(config)(config.hidden_size, config.num_labels)
         self._finish()
 
+    @of_one_subnet
     @can_return_tuple
     def forward(
         self,
@@ -863,6 +893,7 @@ class LightHubertForXVector(LightHubertHeadModel):
         self.objective = AMSoftmaxLoss(config.xvector_output_dim, config.num_labels)
         self._finish()
 
+    @of_one_subnet
     @can_return_tuple
     def forward(
         self,
