@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .app import Json, answer, app
+from .app import Json, Overwrite, answer, app
 
 
 @app.command()
@@ -34,6 +34,7 @@ def search(
         typer.Option(help="OWNER/NAME: publish these at the end, or the front; see `push-family`."),
     ] = None,
     private: Annotated[bool | None, typer.Option(help="Visibility of new repositories of --push.")] = None,
+    overwrite: Overwrite = False,
     revision: Annotated[str | None, typer.Option(help="Revision of SUPERNET on the Hub.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -62,6 +63,7 @@ def search(
         supernet=supernet,
         revision=revision,
         extract=extract,
+        overwrite=overwrite,
     )
     front = [{"name": found.name, "score": found.score, **found.costs} for found in result.front]
     lines = [f"{found.name}: {found.score:.4g}, {found.subnet}" for found in result.front]

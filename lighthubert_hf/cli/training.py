@@ -87,10 +87,11 @@ def evaluate(
     cache_gigabytes: Annotated[float, typer.Option(help="Features to keep at most; 0 keeps none.")] = 20.0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …; by default a GPU if there is one.")] = None,
     seed: int = 0,
+    overwrite: Overwrite = False,
     update_card: Annotated[bool, typer.Option(help="Put the scores on the card of the folder MODEL.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Judge a frozen model on the tasks of SUPERB, by a small head each. Interrupted, it goes on where it was."""
+    """Judge a frozen model on the tasks of SUPERB, by a small head each. Again, it goes on where it was."""
     from lighthubert_hf.training.recipes.loading import parse_recipe
     from lighthubert_hf.training.superb import report, tiny
     from lighthubert_hf.training.superb.harness import evaluate_model
@@ -118,7 +119,9 @@ def evaluate(
     if update_card:
         report.check_card(model, upstream.subnet is not None)
     table = table or tiny.synthetic_data(output / "data", chosen)
-    results = evaluate_model(upstream, chosen, table, output, settings, cache=cache, device=device)
+    results = evaluate_model(
+        upstream, chosen, table, output, settings, cache=cache, device=device, overwrite=overwrite
+    )
     if update_card:
         report.update_card(model, results)
     answer(results, as_json, f"{report.describe_evaluation(results)}\n{output / 'results.md'}")

@@ -19,7 +19,7 @@ from .report import write_report
 from .result import SearchResult, collect
 from .sampler import Genome
 from .score import Score
-from .studies import Studies, check_settings
+from .studies import Studies, check_folder
 from .workers import alone_in
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ def search(
     supernet: str = "",
     revision: str | None = None,
     extract: int = 0,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> SearchResult:
     """Find the subnets of a supernet that no other beats in score and costs, and report them in a folder.
@@ -68,6 +69,7 @@ def search(
         seed: determines the candidates.
         algorithms: "evolutionary", "random" or both; random search is the baseline of the report.
         supernet, revision: folder or Hub id of the supernet, for the record.
+        overwrite: start over, where `out` holds a search. Its model folders stay.
         extract: how many subnets of the front to save as model folders, evenly spread over it.
         progress: show progress bars.
 
@@ -91,7 +93,7 @@ def search(
         "population_size": population_size,
         "seed": seed,
     }
-    check_settings(out, settings)
+    check_folder(out, settings, overwrite)
     tables = {}
     if any(cost.is_measured for cost in priced):
         out.mkdir(parents=True, exist_ok=True)

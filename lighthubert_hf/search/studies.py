@@ -26,6 +26,7 @@ from .workers import Worker, alone_in
 logger = logging.getLogger(__name__)
 
 FILE = "study.db"
+_MADE_HERE = (f"{FILE}*", "pareto.*", "latency@*.json")
 WAIT_SECONDS = 0.1  # between looks at whether another process has scored a subnet
 LOCK_SECONDS = 60  # how long a process waits for another that writes to the database
 
@@ -210,13 +211,31 @@ class Studies:
         return {"front": str(len(front)), "best": f"{max(scores) if maximize else min(scores):.4g}"}
 
 
-def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise a ValueError if `folder` holds a search of another supernet or with other settings."""
+def check_folder(folder: Path, settings: dict[str, Any], overwrite: bool = False) -> None:
+    """Raise a ValueError if `folder` holds a search of another supernet or with other settings, or something else.
+
+    `overwrite` removes a search that is there instead: its studies, measurements and report.
+    """
     if not (folder / FILE).is_file():
+        others = [entry.name for entry in folder.iterdir() if not _is_made_here(entry)] if folder.is_dir() else []
+        if others:
+            raise ValueError(
+                f"{folder} holds something else (it has {min(others)!r}, no {FILE}); choose another output folder"
+            )
+        return
+    if overwrite:
+        with alone_in(folder):
+            for path in folder.iterdir():
+                if any(path.match(pattern) for pattern in _MADE_HERE):
+                    path.unlink()
         return
     storage = _open_storage(folder)
     for name in optuna.get_all_study_names(storage):
         _check_study(optuna.load_study(study_name=name, storage=storage), settings, folder)
+
+
+def _is_made_here(path: Path) -> bool:
+    return path.name.startswith(".") or any(path.match(pattern) for pattern in (*_MADE_HERE, "study.lock"))
 
 
 def _check_study(study: Study, settings: dict[str, Any], folder: Path) -> None:
@@ -224,7 +243,7 @@ def _check_study(study: Study, settings: dict[str, Any], folder: Path) -> None:
     different = [name for name, value in settings.items() if found.get(name) != value]
     if not different:
         return
-    remedy = "choose another output folder, or delete this one to start anew"
+    remedy = "choose another output folder, or start over with --overwrite (overwrite=True)"
     if "fingerprint" in different:
         raise ValueError(
             f"{folder} holds a search of another supernet ({found['supernet'] or 'unnamed'}, fingerprint "

@@ -175,6 +175,18 @@ def test_another_supernet_or_other_settings_are_refused(tiny_supernet, make_mode
         search(tiny_supernet, Score(analytic, fingerprint="other audio"), folder, supernet="me/first", **SMALL)
 
 
+def test_starting_over_and_a_folder_of_something_else(tiny_supernet, tmp_path):
+    search(tiny_supernet, analytic, tmp_path / "out", **SMALL)
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"seed was 0, now 1; .*--overwrite"):
+        search(tiny_supernet, analytic, tmp_path / "out", seed=1, **SMALL)
+    assert search(tiny_supernet, analytic, tmp_path / "out", seed=1, overwrite=True, **SMALL).front
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"something else \(it has 'out', no study.db\)"):
+            search(tiny_supernet, analytic, tmp_path, overwrite=overwrite, **SMALL)
+
+
 def test_fingerprint_sees_every_weight_and_the_space(make_model):
     model = make_model(LightHubertForPreTraining)
     before = supernet_fingerprint(model)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from lighthubert_hf import __version__
 from lighthubert_hf.costs.measuring import describe_machine
-from lighthubert_hf.files import write_text
+from lighthubert_hf.files import is_leftover, write_text
 from lighthubert_hf.model.search_space import Subnet
 
 from .feature_store import FeatureStore, data_fingerprint
@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 # Raise it when the same settings lead to other scores: what was done before is done again.
 HARNESS_VERSION = 1
+_MADE_HERE = {"results.json", "results.md", "tasks", "features", "data"}
+# What a result depends on, as a user calls it; all else is called as the settings are.
+_PARTS = {"upstream": "model", "files": "state of the data's files", "data": "data", "trials": "list of trials"}
 
 
 def evaluate_model(
@@ -49,6 +52,7 @@ def evaluate_model(
     subnet: str | Subnet | None = None,
     cache: str | Path | None = None,
     device: str | torch.device | None = None,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train a head for each task on the frozen model's features and test it.
@@ -65,6 +69,7 @@ def evaluate_model(
         subnet: Which one of a supernet.
         cache: Folder for features, which several evaluations may share; by default `output/features`.
         device: By default a GPU if there is one.
+        overwrite: Do tasks anew that `output` holds for another model, other data or settings.
         progress: Whether to show progress bars.
 
     Returns:
@@ -73,7 +78,8 @@ def evaluate_model(
 
     Raises:
         FileNotFoundError: There is no such model or data set.
-        ValueError: A task without data, data without the columns needed, a supernet's subnet that does not fit.
+        ValueError: A task without data, data without the columns needed, a supernet's subnet that does not fit, an
+            `output` that holds something else.
     """
     settings = settings or EvaluationSettings()
     data = data if isinstance(data, SuperbData) else load_data(data)
@@ -86,13 +92,37 @@ def evaluate_model(
     evaluation = _Evaluation(upstream, settings, store, progress)
     # Data that are not there are noticed before anything is written or trained.
     keys = {name: evaluation.key(name, getattr(data, name)) for name in names}
+    _check_output(output, keys, overwrite)
     (output / "tasks").mkdir(parents=True, exist_ok=True)
     results = _describe(upstream, settings)
     for name, key in keys.items():
-        results["tasks"][name] = _finished_or(output / "tasks" / f"{name}.json", key, evaluation, name, data)
+        results["tasks"][name] = _finished_or(output, key, evaluation, name, data)
         write_text(output / "results.json", json.dumps(results, indent=2) + "\n")
         write_text(output / "results.md", markdown(results))
     return results
+
+
+def _check_output(output: Path, keys: dict[str, dict], overwrite: bool) -> None:
+    """Raise a ValueError if something would be lost: results of another model, data or settings, or no results."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file; choose another --output")
+    entries = output.iterdir() if output.is_dir() else ()
+    others = {entry.name for entry in entries if not is_leftover(entry)} - _MADE_HERE
+    if others and not (output / "tasks").is_dir():
+        raise ValueError(f"{output} holds something else (it has {min(others)!r}, no tasks/); choose another --output")
+    for name, key in keys.items():
+        stored = _stored(output, name)
+        if not overwrite and stored is not None and stored["key"] != key:
+            what = next(part for part in (*_PARTS, *key) if stored["key"].get(part) != key.get(part))
+            raise ValueError(
+                f"{output} holds {name} with another {_PARTS.get(what, what)}; choose another --output, or do it anew "
+                "with --overwrite (overwrite=True)"
+            )
+
+
+def _stored(output: Path, name: str) -> dict[str, Any] | None:
+    path = output / "tasks" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _check_data(names: list[str], data: SuperbData) -> None:
@@ -122,17 +152,16 @@ def _describe(upstream: Upstream, settings: EvaluationSettings) -> dict[str, Any
     }
 
 
-def _finished_or(path: Path, key: dict, evaluation: "_Evaluation", name: str, data: SuperbData) -> dict[str, Any]:
+def _finished_or(output: Path, key: dict, evaluation: "_Evaluation", name: str, data: SuperbData) -> dict[str, Any]:
     """The stored result of a task if it is of the same model, data and settings; else it is done, and stored."""
-    if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["key"] == key:
-            logger.info("%s was done before", name)
-            return stored["result"]
+    stored = _stored(output, name)
+    if stored is not None and stored["key"] == key:
+        logger.info("%s was done before", name)
+        return stored["result"]
     task_data = getattr(data, name)
     result = evaluation.query(task_data) if name == QueryByExample.name else evaluation.probe(name, task_data)
     text = json.dumps({"key": key, "result": result}, indent=2)
-    write_text(path, text + "\n")
+    write_text(output / "tasks" / f"{name}.json", text + "\n")
     return json.loads(text)["result"]  # the same, whether it was done now or before
 
 

@@ -113,12 +113,6 @@ class TestFinetuning:
         other = finetune(make_recipe(corpus, tmp_path / "c", seed=1), quiet=True)
         assert not torch.equal(weights(runs[0]["model"])["lm_head.weight"], weights(other["model"])["lm_head.weight"])
 
-    def test_a_finished_model_is_not_overwritten(self, corpus, tmp_path):
-        recipe = make_recipe(corpus, tmp_path / "run")
-        finetune(recipe, quiet=True)
-        with pytest.raises(FileExistsError, match="choose another output_dir"):
-            finetune(recipe, quiet=True)
-
     def test_labelled_minutes_take_the_same_part_for_the_same_seed(self, corpus):
         def read(seed):
             source = AudioSource(corpus, text_column="text")

@@ -57,12 +57,24 @@ def test_finished_tasks_are_not_done_again(tiny_static, superb_data, tmp_path, m
     monkeypatch.setattr(harness, "train_head", train)
     assert evaluate(tiny_static, "ks pr", superb_data, tmp_path) == results
     assert not done
-    evaluate(tiny_static, "ks pr", superb_data, tmp_path, SHORT.model_copy(update={"seed": 1}))
+    other = SHORT.model_copy(update={"seed": 1})
+    with pytest.raises(ValueError, match=r"holds pr with another seed; .*--overwrite"):
+        evaluate(tiny_static, "ks pr", superb_data, tmp_path, other)
+    assert not done
+    evaluate(tiny_static, "ks pr", superb_data, tmp_path, other, overwrite=True)
     assert done == ["pr", "ks"]
     again = evaluate(tiny_static, "ks pr", superb_data, tmp_path / "elsewhere")
     for name, result in again["tasks"].items():
         assert result["metrics"] == results["tasks"][name]["metrics"]
         assert result["loss"] == results["tasks"][name]["loss"]
+
+
+def test_a_folder_of_something_else_is_refused(tiny_static, superb_data, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"something else \(it has 'thesis.txt'"):
+            evaluate(tiny_static, "ks", superb_data, tmp_path, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_features_that_do_not_fit_give_results_as_well(tiny_static, superb_data, tmp_path):
