@@ -145,7 +145,9 @@ KNOWN_TWINS: set[str] = set()
 def test_no_two_public_classes_or_functions_have_one_name():
     """One name, one thing. The commands of `cli` are called like what they call."""
     homes: dict[str, list[str]] = {}
-    for module in MODULES.keys() - {"lighthubert_hf.cli"}:
+    for module in MODULES:
+        if folder(module).startswith("lighthubert_hf.cli"):
+            continue
         for node in ast.parse(MODULES[module].read_text(encoding="utf-8")).body:
             named = isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
             alias = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id

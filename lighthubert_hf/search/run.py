@@ -19,7 +19,7 @@ from .report import write_report
 from .result import SearchResult, collect
 from .sampler import Genome
 from .score import Score
-from .studies import Studies, check_folder
+from .studies import Studies, check_study_folder
 from .workers import alone_in
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def search(
         "population_size": population_size,
         "seed": seed,
     }
-    check_folder(out, settings, overwrite)
+    check_study_folder(out, settings, overwrite)
     tables = {}
     if any(cost.is_measured for cost in priced):
         out.mkdir(parents=True, exist_ok=True)

@@ -211,7 +211,7 @@ class Studies:
         return {"front": str(len(front)), "best": f"{max(scores) if maximize else min(scores):.4g}"}
 
 
-def check_folder(folder: Path, settings: dict[str, Any], overwrite: bool = False) -> None:
+def check_study_folder(folder: Path, settings: dict[str, Any], overwrite: bool = False) -> None:
     """Raise a ValueError if `folder` holds a search of another supernet or with other settings, or something else.
 
     `overwrite` removes a search that is there instead: its studies, measurements and report.
