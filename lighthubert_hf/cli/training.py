@@ -33,13 +33,11 @@ def distill(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example optimizer.lr=1e-4")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """One stage of distillation. Again, it goes on from its latest checkpoint. Use `accelerate launch -m
-    lighthubert_hf distill …` for several processes or nodes."""
-    from lighthubert_hf.training.distillation.recipe import DistillationRecipe
-    from lighthubert_hf.training.distillation.run import distill
-    from lighthubert_hf.training.recipes.loading import load_recipe
+    """One stage of distillation, or several in a row. Again, it goes on from its latest checkpoint. Use `accelerate
+    launch -m lighthubert_hf distill …` for several processes or nodes."""
+    from lighthubert_hf.training.distillation.stages import distill_stages, load_stages
 
-    final = distill(load_recipe(DistillationRecipe, recipe, overrides or []), overwrite=overwrite)
+    final = distill_stages(load_stages(recipe, overrides or []), overwrite=overwrite)
     if int(os.environ.get("RANK", "0")) == 0:
         typer.echo(str(final))
 

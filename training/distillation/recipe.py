@@ -62,7 +62,7 @@ class StudentSection(Section):
 
     init: str = Field("teacher", description="'teacher' (its weights), 'random', or a LightHuBERT folder or Hub id")
     revision: str | None = None
-    search_space: Literal["small", "base"] | SpaceSection | None = Field(
+    search_space: Literal["small", "base", "small_elastic", "base_elastic"] | SpaceSection | None = Field(
         None, description="None: the space stored with `init`"
     )
     config: dict[str, Any] = Field(

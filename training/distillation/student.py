@@ -138,8 +138,7 @@ def _config(data: dict[str, Any], settings: StudentSection) -> LightHubertConfig
     data = data | settings.config
     space = settings.search_space
     if space is not None:
-        named = {"small": SearchSpace.small, "base": SearchSpace.base}
-        space = named[space]() if isinstance(space, str) else SearchSpace(**space.model_dump())
+        space = getattr(SearchSpace, space)() if isinstance(space, str) else SearchSpace(**space.model_dump())
         data |= {"search_space": space, "default_subnet": settings.config.get("default_subnet")}
     try:
         return LightHubertConfig.from_dict(data)

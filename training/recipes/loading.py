@@ -42,6 +42,13 @@ def load_recipe(kind: type[AnySection], path_or_name: str | Path, overrides: Seq
         FileNotFoundError: Neither a file nor a shipped recipe.
         ValueError: Not YAML, an unknown key, a wrong value; the message is one line.
     """
+    return parse_recipe(kind, load_data(kind, path_or_name, overrides))
+
+
+def load_data(
+    kind: type[Section], path_or_name: str | Path, overrides: Sequence[str | tuple[str, Any]] = ()
+) -> dict[str, Any]:
+    """What `load_recipe` reads, with the overrides (also as pairs of key and value), before it is checked."""
     text, origin = _read(kind, path_or_name)
     try:
         data = yaml.safe_load(text)
@@ -50,8 +57,9 @@ def load_recipe(kind: type[AnySection], path_or_name: str | Path, overrides: Seq
     if not isinstance(data, dict):
         raise ValueError(f"recipe {origin} must be a mapping with the keys {list(kind.model_fields)}")
     for override in overrides:
-        _override(data, override)
-    return parse_recipe(kind, data)
+        key, value = _key_and_value(override) if isinstance(override, str) else override
+        _set(data, key, value)
+    return data
 
 
 def parse_recipe(kind: type[AnySection], data: dict[str, Any]) -> AnySection:
@@ -76,14 +84,17 @@ def _read(kind: type[Section], path_or_name: str | Path) -> tuple[str, str]:
     )
 
 
-def _override(data: dict[str, Any], override: str) -> None:
+def _key_and_value(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ValueError(f"an override is written key=value (for example optimizer.lr=1e-4), got {override!r}")
     try:
-        value = yaml.safe_load(text)
+        return key, yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"the value of override {key} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _set(data: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     place: Any = data
     for depth, part in enumerate([*parents, last]):

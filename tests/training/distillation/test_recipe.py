@@ -63,7 +63,7 @@ def test_overrides(file):
         ("training.steps=0", ["'training.steps'", "greater than 0"]),
         ("optimizer.lr=.nan", ["'optimizer.lr'", "finite"]),
         ("objective.name=dphuber", ["'objective.name' must be one of", "did you mean 'dphubert'"]),
-        ("student.search_space=smal", ["must be one of 'small' or 'base'", "did you mean 'small'"]),
+        ("student.search_space=smal", ["must be one of 'small', 'base'", "did you mean 'small'"]),
         ("student.search_space={hidden_size: [a]}", ["'student.search_space.hidden_size.0'", "integer"]),
         ("student.search_space={width: [4]}", ["unknown recipe key 'student.search_space.width'", "hidden_size"]),
         ("sampler.phases=[{from_step: 0, open: [width]}]", ["'sampler.phases.0.open.0' must be one of", "ffn_ratio"]),

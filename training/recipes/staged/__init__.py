@@ -1,0 +1,1 @@
+"""Shipped recipes of several stages of distillation in a row."""
