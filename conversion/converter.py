@@ -1,7 +1,7 @@
 """`lighthubert convert`: recognise a checkpoint, convert it, verify the result, and only then put it in its place."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lighthubert_hf import SearchSpace, Subnet
@@ -122,12 +122,15 @@ def _to_supernet(
 
 
 def _subnets_to_verify(layout: Layout, full_only: bool) -> dict[str, Subnet]:
-    """The full weights where only they have a counterpart in the source, else the extremes and the default."""
-    space = SearchSpace.from_dict(layout.config.search_space)
+    """The full weights where only they have a counterpart in the source, else the extremes and the default.
+
+    Each with the whole front end: no source has another.
+    """
+    space = replace(SearchSpace.from_dict(layout.config.search_space), conv_dim=None)
     if full_only:
         largest = space.largest() if layout.rearranged else layout.config.architecture
         return {"the largest subnet" if layout.rearranged else "the full model": largest}
-    default = Subnet.from_dict(layout.config.default_subnet)
+    default = replace(Subnet.from_dict(layout.config.default_subnet), conv_dim=None)
     return {"smallest": space.smallest(), "default": default, "largest": space.largest()}
 
 

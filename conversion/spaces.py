@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from lighthubert_hf import SearchSpace
+from lighthubert_hf.model.search_space import PUBLISHED_SPACES
 
 from .errors import ConversionError, first_line
 
@@ -47,9 +48,10 @@ def default_space(
 
 
 def read_space(source: SearchSpace | Mapping | str | Path) -> SearchSpace:
-    """A search space as it is, as a mapping, or from a JSON or YAML file.
+    """A search space as it is, as a mapping, by the name of a published one, or from a JSON or YAML file.
 
-    The file holds the four choices, or a mapping that has them under `search_space`, as a supernet's config.json and
+    The names are "small", "base", and, with a choice of channels in the front end, "small_elastic" and "base_elastic".
+    The file holds the choices, or a mapping that has them under `search_space`, as a supernet's config.json and
     the original's `config/supernet/*.yaml` do; the names are ours or the original's.
 
     Raises:
@@ -58,6 +60,8 @@ def read_space(source: SearchSpace | Mapping | str | Path) -> SearchSpace:
     """
     if isinstance(source, SearchSpace):
         return source
+    if not isinstance(source, Mapping) and str(source) in PUBLISHED_SPACES and not Path(source).exists():
+        return PUBLISHED_SPACES[str(source)]()
     where = "the search space"
     if not isinstance(source, Mapping):
         where = str(source)

@@ -64,10 +64,13 @@ def supernet_outputs(folder: Path, subnets, weights: Mapping[str, torch.Tensor],
     if stray := {*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]}:
         raise ConversionError(f"{folder} does not load as it was written: {listed(map(str, stray))}")
     model = stream_weights(model.eval(), weights)
-    base, found = model.base_model, []
-    features = base.extract_features(wave)  # the same for all subnets
+    base, found, front_ends = model.base_model, [], {}
     for subnet in subnets:
         model.set_active_subnet(subnet)
+        channels = model.config.conv_channels(subnet)
+        if channels not in front_ends:
+            front_ends[channels] = base.extract_features(wave)
+        features = front_ends[channels]
         out = base.encode(features, output_hidden_states=True)
         prediction = model.prediction_head(out.last_hidden_state)[0] if head else None
         states = tuple(state[0] for state in out.hidden_states[1:-1])

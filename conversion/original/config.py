@@ -224,6 +224,7 @@ def _check_expressible(config: LightHubertConfig) -> None:
         "attention that is not as wide as the stream": config.num_attention_heads * 64 != config.hidden_size,
         "a front end as wide as the stream": config.conv_dim[-1] == config.hidden_size,
         "an FFN that is no multiple of the width": config.intermediate_size % config.hidden_size != 0,
+        "a choice of channels in the front end (conv_dim of its search_space)": config.has_elastic_front_end,
         f"the activation {config.hidden_act!r}": config.hidden_act not in _ACTIVATIONS,
         "no norm before the projection": not config.feat_proj_layer_norm,
         f"the front end's activation {config.feat_extract_activation!r}": config.feat_extract_activation != "gelu",

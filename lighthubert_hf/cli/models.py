@@ -12,7 +12,9 @@ from .app import Json, answer, app
 def convert(
     source: Annotated[str, typer.Argument(help="A .pt file, a model folder, or OWNER/NAME[:FILE] on the Hub.")],
     output: Annotated[Path, typer.Argument(help="Supernet folder to write; with --to-original a .pt file.")],
-    search_space: Annotated[Path | None, typer.Option(help="JSON file of a SearchSpace.")] = None,
+    search_space: Annotated[
+        Path | None, typer.Option(help="JSON file of a SearchSpace, or small, base, small_elastic, base_elastic.")
+    ] = None,
     to_original: Annotated[bool, typer.Option(help="From a supernet to the original's checkpoint.")] = False,
     importance_sorting: Annotated[bool, typer.Option(help="Most important heads and FFN units first.")] = False,
     verify: Annotated[bool, typer.Option(help="Compare the outputs of both sides on audio.")] = True,

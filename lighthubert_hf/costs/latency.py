@@ -5,8 +5,9 @@ import json
 import math
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 from lighthubert_hf.files import write_json
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 from lighthubert_hf.model.extraction import subnet_config
+from lighthubert_hf.model.feature_encoder import FeatureEncoder
 from lighthubert_hf.model.modeling_lighthubert import LightHubertModel
 from lighthubert_hf.model.search_space import SearchSpace, Subnet
 
@@ -26,6 +28,9 @@ from .profiling import SAMPLING_RATE, count_parameters
 
 _Key = tuple[int, ...]
 
+# Times that every choice of channels occurs among the front ends that are measured, at least.
+_ROUNDS_OF_FRONT_ENDS = 6
+
 
 @dataclass(frozen=True)
 class LatencyTable:
@@ -33,14 +38,16 @@ class LatencyTable:
 
     Every part was measured where it stands in a running model, after whatever runs before it has filled the caches,
     and its median over the rounds is kept. A subnet's latency is the sum over its parts; its peak memory is that of
-    its weights and the greatest activations any part needs.
+    its weights and the greatest activations any part needs. Front ends whose channels are chosen are too many to
+    measure: those measured are fitted by a [`FrontEndFit`], which prices the others.
 
     Args:
         config: the supernet's config.
         seconds, batch: what was run.
-        milliseconds, activations: for "front_end" `{(): value}`; for "outside" (feature projection, positional
-            convolution and the rest of what is no layer) and "around" (a layer's norms and residuals) by `(width,)`;
-            for "attention" by `(width, heads)`; for "feed_forward" by `(width, units)`. Milliseconds and bytes.
+        milliseconds, activations: for "front_end" `{(): value}`, or where its channels are chosen the values of some
+            front ends by their channels; for "outside" (feature projection, positional convolution and the rest of
+            what is no layer) and "around" (a layer's norms and residuals) by `(width,)`; for "attention" by
+            `(width, heads)`; for "feed_forward" by `(width, units)`. Milliseconds and bytes.
         machine: see `measuring.describe_machine`.
         errors: of the subnets that were also measured as a whole, prediction / measurement - 1.
         bytes_per_weight: of the dtype that was run.
@@ -76,24 +83,37 @@ class LatencyTable:
 
     def _parts(self, subnet: Subnet) -> Iterator[tuple[str, _Key]]:
         width = subnet.hidden_size
-        yield from (("front_end", ()), ("outside", (width,)))
+        if not self.config.has_elastic_front_end:
+            yield "front_end", ()
+        yield "outside", (width,)
         for heads, units in zip(subnet.num_attention_heads, subnet.intermediate_size):
             yield from (("around", (width,)), ("attention", (width, heads)), ("feed_forward", (width, units)))
 
-    def _look_up(self, values: dict[str, dict[_Key, float]], subnet: Subnet) -> list[float]:
+    def _look_up(self, values: dict[str, dict[_Key, float]], fit: "FrontEndFit | None", subnet: Subnet) -> list[float]:
         try:
-            return [values[part][key] for part, key in self._parts(subnet) if part in values]
+            found = [values[part][key] for part, key in self._parts(subnet) if part in values]
         except KeyError:
             raise ValueError(f"{subnet} is not in the search space this latency table was measured for") from None
+        return found if fit is None else [*found, fit(self.config.conv_channels(subnet))]
+
+    @cached_property
+    def _latency_fit(self) -> "FrontEndFit | None":
+        elastic = self.config.has_elastic_front_end
+        return FrontEndFit.of_latency(self.config, self.milliseconds["front_end"]) if elastic else None
+
+    @cached_property
+    def _memory_fit(self) -> "FrontEndFit | None":
+        elastic = self.config.has_elastic_front_end
+        return FrontEndFit.of_memory(self.config, self.activations["front_end"]) if elastic else None
 
     def latency_ms(self, subnet: Subnet) -> float:
         """Milliseconds of one forward pass of the extracted `subnet`, predicted."""
-        return sum(self._look_up(self.milliseconds, subnet))
+        return sum(self._look_up(self.milliseconds, self._latency_fit, subnet))
 
     def peak_memory(self, subnet: Subnet) -> int:
         """Bytes of the extracted `subnet`'s weights and its activations where they need most, predicted."""
         weights = count_parameters(self.config, subnet) * self.bytes_per_weight
-        return int(weights + max(self._look_up(self.activations, subnet)))
+        return int(weights + max(self._look_up(self.activations, self._memory_fit, subnet)))
 
     @property
     def median_error(self) -> float | None:
@@ -145,6 +165,56 @@ class LatencyTable:
             raise ValueError(f"{path} is no latency table ({error}); delete it to measure anew") from None
 
 
+class FrontEndFit:
+    """Prices front ends of any channels by some that were measured: a sum of terms, none of them negative, whose
+    relative errors on those are least in the square.
+
+    Milliseconds: of every convolution its multiply-accumulates and its outputs, and what is the same for all. Bytes:
+    the largest outputs of an even and of an odd layer, of two neighbours, the last layer's, and what is the same.
+    """
+
+    def __init__(self, terms: Callable[[Sequence[int]], list[float]], measured: Mapping[_Key, float]):
+        import numpy as np
+        from scipy.optimize import nnls
+
+        self._terms = terms
+        rows = np.array([terms(channels) for channels in measured])
+        values = np.array(list(measured.values()))
+        self._scale = np.abs(rows).max(0)
+        factors, _ = nnls(rows / self._scale / values[:, None], np.ones(len(rows)))
+        self._factors = factors / self._scale
+
+    def __call__(self, channels: Sequence[int]) -> float:
+        return float(self._factors @ self._terms(channels))
+
+    @classmethod
+    def of_latency(cls, config: LightHubertConfig, measured: Mapping[_Key, float]) -> "FrontEndFit":
+        rates = _output_rates(config)
+
+        def terms(channels: Sequence[int]) -> list[float]:
+            layers = list(zip(rates, (1, *channels), channels, config.conv_kernel))
+            macs = [rate * inputs * outputs * kernel for rate, inputs, outputs, kernel in layers]
+            return [1.0, *macs, *(rate * outputs for rate, _, outputs, _ in layers)]
+
+        return cls(terms, measured)
+
+    @classmethod
+    def of_memory(cls, config: LightHubertConfig, measured: Mapping[_Key, float]) -> "FrontEndFit":
+        rates = _output_rates(config)
+
+        def terms(channels: Sequence[int]) -> list[float]:
+            sizes = [rate * outputs for rate, outputs in zip(rates, channels)]
+            even, odd = max(sizes[::2]), max(sizes[1::2], default=0.0)
+            return [1.0, even, odd, max(map(sum, itertools.pairwise([0.0, *sizes]))), sizes[-1]]
+
+        return cls(terms, measured)
+
+
+def _output_rates(config: LightHubertConfig) -> list[float]:
+    """Outputs of each convolution for one of the last."""
+    return [float(math.prod(config.conv_stride[index + 1 :])) for index in range(len(config.conv_stride))]
+
+
 class _Measurement:
     """The models that are run to fill a table: one of every width, whose layers take turns through all shapes."""
 
@@ -160,11 +230,16 @@ class _Measurement:
         samples = torch.randn(batch, round(seconds * SAMPLING_RATE), generator=torch.Generator().manual_seed(0))
         self._device, self._input = weight.device, samples.to(weight)
         self._seconds, self._batch = seconds, batch
+        self._front_ends = {channels: self._build_front_end(channels) for channels in _covering_front_ends(space, rng)}
 
     def _build(self, subnet: Subnet) -> LightHubertModel:
         if self._supernet is None:
             return LightHubertModel(subnet_config(self._config, subnet)).eval()
         return self._supernet.extract_subnet(subnet).eval()
+
+    def _build_front_end(self, channels: tuple[int, ...]) -> FeatureEncoder:
+        subnet = replace(Subnet.from_dict(self._config.default_subnet), conv_dim=channels)
+        return FeatureEncoder(subnet_config(self._config, subnet)).eval().to(self._input)
 
     @torch.inference_mode()
     def table(self, rounds: int, progress: bool) -> LatencyTable:
@@ -176,7 +251,10 @@ class _Measurement:
             for subnet, model in self._models.items():
                 modules = _modules(model) | {f"layer {i}": layer for i, layer in enumerate(model.encoder.layers)}
                 found = time_modules(lambda model=model: model(self._input), modules.items(), self._device)
-                _collect(_exclusive_times(subnet, found), times)
+                _collect(self._kept(_exclusive_times(subnet, found)), times)
+            for channels, front_end in self._front_ends.items():
+                time = stopwatch(lambda front_end=front_end: front_end(self._input), self._device)
+                _collect([("front_end", channels, time)], times)
             for subnet, model in self._checks.items():
                 whole[subnet].append(stopwatch(lambda model=model: model(self._input), self._device))
         table = LatencyTable(
@@ -196,8 +274,29 @@ class _Measurement:
         for subnet, model in self._models.items():
             found = peak_memory(lambda model=model: model(self._input), _modules(model).items(), self._device)
             found["outside"] = max(found.pop("feature_projection"), found.pop("pos_conv_embed"))
-            _collect([(*_part(subnet, name), value) for name, value in found.items() if name], peaks)
+            _collect(self._kept((*_part(subnet, name), value) for name, value in found.items() if name), peaks)
+        for channels, front_end in self._front_ends.items():
+            found = peak_memory(lambda front_end=front_end: front_end(self._input), [], self._device)
+            _collect([("front_end", channels, found[""])], peaks)
         return {part: {key: max(values) for key, values in entries.items()} for part, entries in peaks.items()}
+
+    def _kept(self, found: Iterable[tuple[str, _Key, float]]) -> Iterator[tuple[str, _Key, float]]:
+        """Where front ends are measured by themselves, without those of the models."""
+        return (entry for entry in found if not self._front_ends or entry[0] != "front_end")
+
+
+def _covering_front_ends(space: SearchSpace, rng: random.Random) -> list[tuple[int, ...]]:
+    """Front ends in which every choice of channels occurs several times, the narrowest and the widest among them."""
+    if space.conv_dim is None:
+        return []
+    found = {tuple(map(min, space.conv_dim)), tuple(map(max, space.conv_dim))}
+    most = max(map(len, space.conv_dim))
+    for _ in range(_ROUNDS_OF_FRONT_ENDS):
+        columns = [list(itertools.islice(itertools.cycle(choices), most)) for choices in space.conv_dim]
+        for column in columns:
+            rng.shuffle(column)
+        found |= set(zip(*columns))
+    return sorted(found)
 
 
 def _covering_subnets(space: SearchSpace) -> Iterator[Subnet]:
@@ -208,7 +307,8 @@ def _covering_subnets(space: SearchSpace) -> Iterator[Subnet]:
         heads = list(itertools.islice(itertools.cycle(space.num_attention_heads), num_layers))
         units = list(itertools.islice(itertools.cycle(int(ratio * width) for ratio in space.ffn_ratio), num_layers))
         for start in range(0, num_layers, depth):
-            yield Subnet(width, tuple(heads[start : start + depth]), tuple(units[start : start + depth]))
+            layers = tuple(heads[start : start + depth]), tuple(units[start : start + depth])
+            yield Subnet(width, *layers, space.smallest().conv_dim)
 
 
 def _modules(model: LightHubertModel) -> dict[str, nn.Module]:

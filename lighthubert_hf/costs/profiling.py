@@ -33,10 +33,12 @@ def count_parameters(config: LightHubertConfig, subnet: Subnet | None = None) ->
         config: of a supernet or of a static model.
         subnet: `None` for the weights of `config` as they are.
     """
+    count = _own_norm_parameters(config) if subnet is None else 0
     config, subnet = _checked(config, subnet)
     width, kernel = subnet.hidden_size, config.num_conv_pos_embeddings
-    features = config.conv_dim[-1]
-    count = _front_end_parameters(config)
+    channels = config.conv_channels(subnet)
+    features = channels[-1]
+    count += _front_end_parameters(config, channels)
     count += (2 * features if config.feat_proj_layer_norm else 0) + features * width + width
     count += width  # mask embedding
     count += width * (width // config.num_conv_pos_embedding_groups) * kernel + width + kernel
@@ -74,16 +76,16 @@ def macs_by_part(
 ) -> dict[str, int]:
     """What `count_macs` counts, for each of `PARTS`."""
     config, subnet = _checked(config, subnet)
-    width, features = subnet.hidden_size, config.conv_dim[-1]
+    width, channels = subnet.hidden_size, config.conv_channels(subnet)
     kernel, groups = config.num_conv_pos_embeddings, config.num_conv_pos_embedding_groups
-    frames, front_end = _front_end_macs(config, samples)
+    frames, front_end = _front_end_macs(config, channels, samples)
     attention = sum(
         4 * frames * width * heads * config.head_dim + 2 * frames**2 * heads * config.head_dim
         for heads in subnet.num_attention_heads
     )
     feed_forward = sum(2 * frames * width * units for units in subnet.intermediate_size)
     positions = frames * width * (width // groups) * kernel
-    return dict(zip(PARTS, (front_end, positions, attention, feed_forward, frames * features * width)))
+    return dict(zip(PARTS, (front_end, positions, attention, feed_forward, frames * channels[-1] * width)))
 
 
 def _checked(config: LightHubertConfig, subnet: Subnet | None) -> tuple[LightHubertConfig, Subnet]:
@@ -93,22 +95,30 @@ def _checked(config: LightHubertConfig, subnet: Subnet | None) -> tuple[LightHub
     return config, subnet
 
 
-def _front_end_parameters(config: LightHubertConfig) -> int:
+def _front_end_parameters(config: LightHubertConfig, channels: Sequence[int]) -> int:
     count = 0
-    for index, (channels, kernel) in enumerate(zip(config.conv_dim, config.conv_kernel)):
-        inputs = config.conv_dim[index - 1] if index else 1
-        count += inputs * channels * kernel + (channels if config.conv_bias else 0)
+    for index, (inputs, outputs, kernel) in enumerate(zip((1, *channels), channels, config.conv_kernel)):
+        count += inputs * outputs * kernel + (outputs if config.conv_bias else 0)
         if config.feat_extract_norm == "layer" or index == 0:
-            count += 2 * channels
+            count += 2 * outputs
     return count
 
 
-def _front_end_macs(config: LightHubertConfig, samples: int) -> tuple[int, int]:
+def _own_norm_parameters(config: LightHubertConfig) -> int:
+    """Scale and shift that a supernet has for each width of its front end, beside those of the whole."""
+    if not config.conv_norm_per_width:
+        return 0
+    layers = list(zip(config.search_space["conv_dim"], config.conv_dim))
+    normed = layers if config.feat_extract_norm == "layer" else []
+    normed = [*normed, layers[-1]] if config.feat_proj_layer_norm else normed
+    return 2 * sum(size for choices, full in normed for size in choices if size < full)
+
+
+def _front_end_macs(config: LightHubertConfig, channels: Sequence[int], samples: int) -> tuple[int, int]:
     """Frames out, and what they cost."""
     macs = 0
-    for index, (channels, kernel) in enumerate(zip(config.conv_dim, config.conv_kernel)):
-        inputs = config.conv_dim[index - 1] if index else 1
-        macs += conv_output_lengths(samples, config, index + 1) * inputs * channels * kernel
+    for index, (inputs, outputs, kernel) in enumerate(zip((1, *channels), channels, config.conv_kernel)):
+        macs += conv_output_lengths(samples, config, index + 1) * inputs * outputs * kernel
     return conv_output_lengths(samples, config), macs
 
 

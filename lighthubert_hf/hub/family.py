@@ -310,7 +310,7 @@ def _check_architecture(entry: FamilyEntry) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{entry.folder} has no {CONFIG}; extract the subnet {entry.name} again")
     config = read_config(json.loads(path.read_text(encoding="utf-8")))
-    if config.model_type == "lighthubert" and config.architecture != entry.subnet:
+    if config.model_type == "lighthubert" and config.architecture != config.canonical(entry.subnet):
         raise ValueError(f"{entry.folder} holds {config.architecture}, but {entry.name} is {entry.subnet}")
 
 

@@ -341,6 +341,14 @@ class SearchSpace:
         return _from_mapping(cls, data)
 
 
+PUBLISHED_SPACES: dict[str, Callable[[], SearchSpace]] = {
+    "small": SearchSpace.small,
+    "base": SearchSpace.base,
+    "small_elastic": SearchSpace.small_elastic,
+    "base_elastic": SearchSpace.base_elastic,
+}
+
+
 def check_cuttable(
     subnet: Subnet,
     *,

@@ -137,7 +137,7 @@ class Limits:
         uniform = list(uniform_subnets(space))
         for limit, function in self._limits:
             # Every cost adds up, or takes the maximum, over parts of which each depends on one layer's choice, so the
-            # cheapest subnet is among those whose layers are alike.
+            # cheapest subnet is among those whose layers are alike. No cost falls with the front end's channels.
             cheapest = min(uniform, key=function)
             if function(cheapest) > limit.maximum:
                 raise ValueError(
@@ -159,6 +159,11 @@ class Limits:
 
 
 def uniform_subnets(space: SearchSpace):
-    """All subnets whose layers are alike."""
+    """All subnets whose layers are alike, with front ends from the narrowest to the widest: every layer's next choice,
+    as far as it has one."""
     choices = (space.hidden_size, space.num_attention_heads, space.ffn_ratio, space.num_hidden_layers)
-    return itertools.starmap(space.uniform, itertools.product(*choices))
+    front_ends = [None]
+    if space.conv_dim is not None:
+        levels = range(max(map(len, space.conv_dim)))
+        front_ends = [tuple(sizes[min(level, len(sizes) - 1)] for sizes in space.conv_dim) for level in levels]
+    return itertools.starmap(space.uniform, itertools.product(*choices, front_ends))

@@ -1,7 +1,6 @@
 """What a search found, as files: JSON and CSV for machines, a picture, and a page to explore in a browser."""
 
 import csv
-import dataclasses
 import html
 import io
 import json
@@ -86,7 +85,7 @@ def _csv(result: SearchResult) -> str:
     buffer = io.StringIO()
     costs = list(result.subnets[0].costs) if result.subnets else []
     writer = csv.writer(buffer, lineterminator="\n")
-    shape = [field.name for field in dataclasses.fields(type(result.subnets[0].subnet))] if result.subnets else []
+    shape = list(result.subnets[0].subnet.to_dict()) if result.subnets else []
     writer.writerow(["name", result.settings["score"], *costs, "on_front", "within_limits", "found_by", *shape])
     for scored in result.subnets:
         values = [" ".join(map(str, v)) if isinstance(v, list) else v for v in scored.subnet.to_dict().values()]

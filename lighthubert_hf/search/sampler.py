@@ -29,7 +29,8 @@ CROSSOVER_PROBABILITY = 0.9  # as in Deb et al. 2002
 
 
 class Genome:
-    """The choices that make a subnet, as a flat dictionary: width, depth, and heads and FFN ratio of every layer.
+    """The choices that make a subnet, as a flat dictionary: width, depth, heads and FFN ratio of every layer, and
+    channels of every convolution of the front end if there is a choice.
 
     Layers are numbered as in the supernet, so a gene means the same weights at every depth. The genes of a layer that
     is not kept are silent: they make no difference, and are inherited.
@@ -45,13 +46,16 @@ class Genome:
         for index in kept_layers(max(space.num_hidden_layers), num_hidden_layers):
             self.choices[f"num_attention_heads_{index}"] = space.num_attention_heads
             self.choices[f"ffn_ratio_{index}"] = space.ffn_ratio
+        self._conv_genes = [f"conv_dim_{index}" for index in range(len(space.conv_dim or ()))]
+        self.choices |= dict(zip(self._conv_genes, space.conv_dim or ()))
         self.distributions = {name: CategoricalDistribution(choices) for name, choices in self.choices.items()}
 
     def decode(self, genes: Genes) -> Subnet:
         width = genes["hidden_size"]
         kept = kept_layers(genes["num_hidden_layers"], self._num_hidden_layers)
         heads = tuple(genes[f"num_attention_heads_{index}"] for index in kept)
-        return Subnet(width, heads, tuple(int(genes[f"ffn_ratio_{index}"] * width) for index in kept))
+        sizes = tuple(int(genes[f"ffn_ratio_{index}"] * width) for index in kept)
+        return Subnet(width, heads, sizes, tuple(genes[name] for name in self._conv_genes) or None)
 
     def encode(self, subnet: Subnet, rng: random.Random) -> Genes:
         """Genes of `subnet`; silent ones are drawn."""
@@ -61,7 +65,7 @@ class Genome:
         kept = kept_layers(subnet.num_hidden_layers, self._num_hidden_layers)
         for index, heads, size in zip(kept, subnet.num_attention_heads, subnet.intermediate_size):
             genes |= {f"num_attention_heads_{index}": heads, f"ffn_ratio_{index}": ratios[size]}
-        return genes
+        return genes | dict(zip(self._conv_genes, subnet.conv_dim or ()))
 
     def mutate(self, genes: Genes, rng: random.Random) -> Genes:
         """Change every gene with probability one over their number, and at least one."""
@@ -85,11 +89,12 @@ class Genome:
     def subnets(self):
         """All subnets, one by one."""
         space = self.space
+        front_ends = [None] if space.conv_dim is None else list(itertools.product(*space.conv_dim))
         for depth, width in itertools.product(space.num_hidden_layers, space.hidden_size):
             sizes = sorted({int(ratio * width) for ratio in space.ffn_ratio})
             layers = list(itertools.product(space.num_attention_heads, sizes))
-            for shape in itertools.product(layers, repeat=depth):
-                yield Subnet(width, *zip(*shape))
+            for shape, channels in itertools.product(itertools.product(layers, repeat=depth), front_ends):
+                yield Subnet(width, *zip(*shape), channels)
 
 
 class SubnetSampler(NSGAIISampler):

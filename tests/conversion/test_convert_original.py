@@ -1,6 +1,8 @@
 """The original's checkpoints to supernet folders and back."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from lighthubert_hf.conversion.original.config import (
     published_space,
 )
 from lighthubert_hf.conversion.original.names import UnknownNameError, from_original, to_original
+from lighthubert_hf.conversion.spaces import read_space
+from lighthubert_hf.model.search_space import PUBLISHED_SPACES
 
 from ..golden import GOLDEN_VECTORS, SHARED, golden_description, original_checkpoint, original_shapes
 
@@ -292,6 +296,9 @@ def test_the_original_cannot_hold_every_model(make_model, tmp_path):
         convert(save(supernet.extract_subnet(), "static"), tmp_path / "x.pt", to_original=True)
     with pytest.raises(ConversionError, match="do not apply"):
         convert(tmp_path / "supernet", tmp_path / "x.pt", to_original=True, importance_sorting=True)
+    elastic = make_model(LightHubertModel, search_space=replace(supernet.search_space, conv_dim=(8, 16)))
+    with pytest.raises(ConversionError, match="a choice of channels in the front end"):
+        convert(save(elastic, "elastic"), tmp_path / "x.pt", to_original=True)
     assert not (tmp_path / "x.pt").exists()
 
 
@@ -308,6 +315,27 @@ def test_search_space_files(style, save_original, small_space, tmp_path):
     convert(save_original(), tmp_path / "supernet", search_space=file, verify=False)
     config = LightHubertConfig.from_pretrained(tmp_path / "supernet")
     assert SearchSpace.from_dict(config.search_space) == small_space
+
+
+def test_a_space_with_a_choice_of_channels(save_original, small_space, tmp_path):
+    """Whatever the default's channels, what is compared with the original is the whole front end."""
+    source = save_original()
+    convert(source, tmp_path / "fixed", search_space=small_space)
+    layers = LightHubertConfig.from_pretrained(tmp_path / "fixed").conv_dim
+    space = replace(small_space, conv_dim=tuple((size // 2, size) for size in layers))
+    report = convert(source, tmp_path / "elastic", search_space=space)
+    assert report.verified == ("smallest", "default", "largest")
+    assert report.max_difference < 1e-5
+    model = LightHubertModel.from_pretrained(tmp_path / "elastic")
+    assert model.search_space == space
+    assert model.active_subnet == space.default()
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("fixed", "elastic")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+@pytest.mark.parametrize("name", PUBLISHED_SPACES)
+def test_published_spaces_by_name(name):
+    assert read_space(name) == read_space(Path(name)) == PUBLISHED_SPACES[name]()
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2", "3", '{"embed_dim": [64], "colour": [1]}', '{"hidden_size": [64]}'])

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,13 @@ from lighthubert_hf import (
 from lighthubert_hf.conversion import ConversionError, export_onnx
 from lighthubert_hf.conversion import onnx as exporting
 
+from ..conftest import TINY_SPACE
+
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 UNEQUAL = Subnet(48, (1, 3, 2), (72, 96, 144))
+NARROW = replace(TINY_SPACE, conv_dim=((4, 16), (7, 16), *[(12, 16)] * 5))
 
 
 def save_subnet(make_model, folder, cls=LightHubertModel, subnet=UNEQUAL, **overrides):
@@ -110,9 +114,12 @@ def test_wrong_file_is_noticed(spoiled, exported, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [{"attention_window": 6}, {"feat_extract_norm": "group"}], ids=str)
+@pytest.mark.parametrize(
+    "overrides", [{"attention_window": 6}, {"feat_extract_norm": "group"}, {"search_space": NARROW}], ids=list
+)
 def test_other_encoders(overrides, make_model, tmp_path):
-    model = save_subnet(make_model, tmp_path / "subnet", **overrides)
+    subnet = replace(UNEQUAL, conv_dim=NARROW.smallest().conv_dim) if "search_space" in overrides else UNEQUAL
+    model = save_subnet(make_model, tmp_path / "subnet", subnet=subnet, **overrides)
     export_onnx(tmp_path / "subnet", tmp_path / "model.onnx")
     compare(tmp_path / "model.onnx", model, "last_hidden_state")
 

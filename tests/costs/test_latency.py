@@ -2,18 +2,24 @@
 
 import itertools
 import json
+import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 from lighthubert_hf import LightHubertModel, SearchSpace, Subnet
-from lighthubert_hf.costs.latency import LatencyTable
+from lighthubert_hf.costs.latency import FrontEndFit, LatencyTable, _covering_front_ends
 from lighthubert_hf.costs.measuring import peak_memory
 
+from ..conftest import TINY_SPACE
 
-@pytest.fixture(scope="module")
-def measured(make_model):
-    model = make_model(LightHubertModel)
+ELASTIC = replace(TINY_SPACE, conv_dim=((6, 8, 16), (8, 16), (12, 16), *[(16,)] * 3, (10, 16)))
+
+
+@pytest.fixture(scope="module", params=[TINY_SPACE, ELASTIC], ids=["fixed", "elastic"])
+def measured(request, make_model):
+    model = make_model(LightHubertModel, search_space=request.param)
     return model, LatencyTable.measure(model, 0.5, 2, rounds=2, checks=2, progress=False)
 
 
@@ -32,16 +38,22 @@ def test_every_subnet_of_the_space_has_a_latency(measured, random_subnets):
 
 
 def test_latency_is_the_sum_of_the_parts(measured):
-    _, table = measured
+    model, table = measured
     ms = table.milliseconds
     subnet = Subnet(48, (1, 4, 2), (96, 72, 144))
-    expected = ms["front_end"][()] + ms["outside"][48,] + 3 * ms["around"][48,]
+    if model.config.has_elastic_front_end:
+        channels = (8, 8, 12, 16, 16, 16, 10)
+        subnet, front_end = replace(subnet, conv_dim=channels), table._latency_fit(channels)
+    else:
+        front_end = ms["front_end"][()]
+    expected = front_end + ms["outside"][48,] + 3 * ms["around"][48,]
     expected += ms["attention"][48, 1] + ms["attention"][48, 4] + ms["attention"][48, 2]
     expected += ms["feed_forward"][48, 96] + ms["feed_forward"][48, 72] + ms["feed_forward"][48, 144]
     assert table.latency_ms(subnet) == pytest.approx(expected)
 
 
-def test_times_of_the_parts_add_up_to_the_run(make_model, monkeypatch):
+@pytest.mark.parametrize("space", [TINY_SPACE, replace(ELASTIC, conv_dim=(*ELASTIC.conv_dim[:6], (16,)))])
+def test_times_of_the_parts_add_up_to_the_run(make_model, monkeypatch, space):
     """With a clock that charges every module a known price, the table predicts a whole subnet exactly."""
     import lighthubert_hf.costs.latency as latency
 
@@ -57,9 +69,31 @@ def test_times_of_the_parts_add_up_to_the_run(make_model, monkeypatch):
 
     monkeypatch.setattr(latency, "time_modules", fake_times)
     monkeypatch.setattr(latency, "stopwatch", lambda run, device: price(run.__defaults__[0]))
-    model = make_model(LightHubertModel)
+    model = make_model(LightHubertModel, search_space=space)
     table = LatencyTable.measure(model, 0.5, rounds=1, checks=6, progress=False)
     assert table.errors == pytest.approx([0] * 6, abs=1e-9)
+
+
+def test_front_ends_that_were_not_measured(make_config):
+    """Of a cost that is a sum over convolutions all are priced rightly; nothing narrower costs more."""
+    config = make_config(search_space=ELASTIC)
+
+    def price(channels):
+        return 3 + sum((i + 1) * a * b + 7 * b for i, (a, b) in enumerate(zip((1, *channels), channels)))
+
+    measured = {channels: price(channels) for channels in _covering_front_ends(ELASTIC, random.Random(0))}
+    for layer, choices in enumerate(ELASTIC.conv_dim):
+        assert {channels[layer] for channels in measured} == set(choices)
+    fit = FrontEndFit.of_latency(config, measured)
+    front_ends = list(itertools.product(*ELASTIC.conv_dim))
+    assert len(front_ends) > len(measured)
+    assert [fit(channels) for channels in front_ends] == pytest.approx([price(channels) for channels in front_ends])
+    noisy = FrontEndFit.of_latency(
+        config, {c: value * random.Random(str(c)).uniform(0.8, 1.2) for c, value in measured.items()}
+    )
+    for narrow, wide in itertools.product(front_ends, repeat=2):
+        if all(a <= b for a, b in zip(narrow, wide)):
+            assert noisy(narrow) <= noisy(wide) + 1e-9
 
 
 @torch.inference_mode()

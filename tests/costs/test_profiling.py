@@ -1,6 +1,7 @@
 """Counts against the real models, the paper and torch's counter; what `profile` reports."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,13 +18,17 @@ from lighthubert_hf.costs.profiling import (
     profile,
 )
 
+from ..conftest import TINY_SPACE
 from ..golden import golden_description
 
+ELASTIC = replace(TINY_SPACE, conv_dim=((6, 8, 16), (8, 16), (12, 16), *[(16,)] * 3, (10, 16)))
 VARIANTS = [
     {},
     {"feat_extract_norm": "group"},
     {"conv_bias": True, "feat_proj_layer_norm": False},
     {"do_stable_layer_norm": True, "num_conv_pos_embeddings": 15},
+    {"search_space": ELASTIC, "conv_bias": True, "conv_norm_per_width": True},
+    {"search_space": ELASTIC, "feat_extract_norm": "group", "conv_norm_per_width": True},
 ]
 
 

@@ -153,6 +153,21 @@ def test_supernet():
     assert "supernet" in ModelCard(text).data.tags
 
 
+def test_channels_of_the_front_end():
+    space = SearchSpace.small_elastic()
+    supernet = config(hidden_size=768, num_attention_heads=12, intermediate_size=3072, search_space=space.to_dict())
+    text = str(render_card(supernet, CardFacts(), "acme/super"))
+    assert "| channels of convolution 0 | 64, 128, 256, 512 |" in text
+    assert f"{space.count():,}" in text
+    narrow = config(conv_dim=[64, 96, 128, 192, 256, 384, 512])
+    assert "They have 64, 96, 128, 192, 256, 384, 512 channels." in str(render_card(narrow, CardFacts()))
+    assert "They have" not in str(render_card(config(), CardFacts()))
+    root = ElementTree.fromstring(render_picture(narrow))
+    bars = [int(bar.get("width")) for bar in root.iter("{http://www.w3.org/2000/svg}rect")][-7:]
+    assert bars == [round(300 * channels / 1536) for channels in reversed(narrow["conv_dim"])]
+    assert "front end: 7 convolutions, 64–512 channels" in "".join(root.itertext())
+
+
 @pytest.mark.parametrize(
     ("architecture", "task", "auto"),
     [

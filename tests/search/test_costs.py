@@ -1,5 +1,7 @@
 """Costs and limits as a user writes them, and what cannot be met."""
 
+from dataclasses import replace
+
 import pytest
 
 from lighthubert_hf.costs.profiling import count_macs, count_parameters
@@ -119,3 +121,8 @@ def test_uniform_subnets(tiny_supernet):
     found = list(uniform_subnets(space))
     assert len(found) == len(set(found)) == 3**4
     assert all(subnet.is_uniform and subnet in space for subnet in found)
+    elastic = replace(space, conv_dim=((8, 16), (4, 12, 16), (16,)))
+    found = list(uniform_subnets(elastic))
+    assert len(found) == len(set(found)) == 3**4 * 3
+    assert {subnet.conv_dim for subnet in found} == {(8, 4, 16), (16, 12, 16), (16, 16, 16)}
+    assert {elastic.smallest(), elastic.largest()} <= set(found)

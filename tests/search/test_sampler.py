@@ -3,6 +3,7 @@
 import functools
 import itertools
 import random
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -19,12 +20,15 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 seeds = st.integers(0, 2**32)
 TINY_SPACE = SearchSpace((32, 48, 64), (1, 2, 4), (1.5, 2.0, 3.0), (2, 3, 4))
 TINIEST = SearchSpace((32, 48), (1, 2), (1.5, 2.0), (1, 2))
+CHANNELS = ((8, 16), (4, 12, 16), (16,))
+ELASTIC = replace(TINY_SPACE, conv_dim=CHANNELS)
 
 
 @given(seeds)
-def test_genes_and_back(seed):
+@pytest.mark.parametrize("space", [TINY_SPACE, ELASTIC], ids=["fixed", "elastic"])
+def test_genes_and_back(space, seed):
     rng = random.Random(seed)
-    genome, subnet = Genome(TINY_SPACE, 4), TINY_SPACE.sample(rng)
+    genome, subnet = Genome(space, 4), space.sample(rng)
     genes = genome.encode(subnet, rng)
     assert genome.decode(genes) == subnet
     assert set(genes) == set(genome.choices)
@@ -51,25 +55,35 @@ def test_a_space_shallower_than_the_weights():
     assert len(genome.choices) == 2 + 2 * 3
 
 
+def test_channels_are_genes():
+    fixed, elastic = Genome(TINY_SPACE, 4), Genome(ELASTIC, 4)
+    added = {"conv_dim_0": (8, 16), "conv_dim_1": (4, 12, 16), "conv_dim_2": (16,)}
+    assert elastic.choices == fixed.choices | added
+    genes = elastic.encode(ELASTIC.largest(), random.Random(0))
+    assert elastic.decode(genes | {"conv_dim_1": 4}).conv_dim == (16, 4, 16)
+
+
 @given(seeds)
-def test_children_are_subnets_of_the_space(seed):
+@pytest.mark.parametrize("space", [TINY_SPACE, ELASTIC], ids=["fixed", "elastic"])
+def test_children_are_subnets_of_the_space(space, seed):
     rng = random.Random(seed)
-    genome = Genome(TINY_SPACE, 4)
-    mother, father = (genome.encode(TINY_SPACE.sample(rng), rng) for _ in range(2))
+    genome = Genome(space, 4)
+    mother, father = (genome.encode(space.sample(rng), rng) for _ in range(2))
     child = genome.cross(mother, father, rng)
     assert all(child[name] in (mother[name], father[name]) for name in genome.choices)
     mutant = genome.mutate(child, rng)
     assert mutant != child
-    assert genome.decode(mutant) in TINY_SPACE
+    assert genome.decode(mutant) in space
     path = list(genome.approach(mutant, mother, rng))
     assert path[-1] == mother
-    assert all(genome.decode(step) in TINY_SPACE for step in path)
+    assert all(genome.decode(step) in space for step in path)
 
 
-def test_all_subnets_are_listed_once():
-    found = list(Genome(TINIEST, 2).subnets())
-    assert len(found) == len(set(found)) == TINIEST.count()
-    assert all(subnet in TINIEST for subnet in found)
+@pytest.mark.parametrize("space", [TINIEST, replace(TINIEST, conv_dim=CHANNELS)], ids=["fixed", "elastic"])
+def test_all_subnets_are_listed_once(space):
+    found = list(Genome(space, 2).subnets())
+    assert len(found) == len(set(found)) == space.count()
+    assert all(subnet in space for subnet in found)
 
 
 def draw(space, trials, population_size, score, cost, allowed=lambda subnet: True, seed=0, num_layers=4):

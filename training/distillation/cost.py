@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, HubertConfig, PreTrainedConfig
 
-from lighthubert_hf import LightHubertForPreTraining, Subnet
+from lighthubert_hf import LightHubertForPreTraining
 
 from .recipe import DistillationRecipe, TeacherSection
 from .sampler import StepSubnets
@@ -64,22 +64,32 @@ def count_cost(recipe: DistillationRecipe) -> TrainingCost:
         student = extracted(student, recipe.student)
     audio = torch.empty(1, _SECONDS * SAMPLING_RATE, device="meta")
     passes = 2 if recipe.objective.name == "armhubert" else 1
-    teacher_flop = passes * _flop(lambda: teacher(audio))
-    front_end = _flop(lambda: student.lighthubert.extract_features(audio))
-    features = student.lighthubert.extract_features(audio)
+    runs_layers = recipe.objective.name != "front_end"
+    teacher_flop = passes * _flop(lambda: teacher(audio) if runs_layers else teacher.feature_extractor(audio))
     sampler = StepSubnets(student.search_space, recipe.sampler, recipe.seed) if student.search_space else None
-    total = 0.0
+    front_ends, encoders = 0.0, 0.0
     steps = range(0, recipe.training.steps, max(recipe.training.steps // _STEPS, 1))
     for step in steps:
+        channels = None
         for subnet in sampler.subnets(step) if sampler else (None,):
-            total += _flop(lambda: _encode(student, features, subnet))  # noqa: B023 (called at once)
-    front_end = 0 if recipe.student.freeze_feature_encoder else 3 * front_end
-    return TrainingCost(teacher_flop / _SECONDS, front_end / _SECONDS, 3 * total / len(steps) / _SECONDS)
+            if subnet is not None:
+                student.set_active_subnet(subnet)
+            if channels != (channels := student.lighthubert.feature_extractor.active_channels):
+                front_ends += _flop(lambda: student.lighthubert.extract_features(audio))
+                features = student.lighthubert.extract_features(audio)
+            encoders += _flop(lambda: _encode(student, features, runs_layers))  # noqa: B023 (called at once)
+    passes = 3
+    if recipe.student.freeze_feature_encoder:  # without a choice of channels it is the teacher's, which runs anyway
+        passes = 1 if student.config.has_elastic_front_end else 0
+    return TrainingCost(
+        teacher_flop / _SECONDS, passes * front_ends / len(steps) / _SECONDS, 3 * encoders / len(steps) / _SECONDS
+    )
 
 
-def _encode(student: LightHubertForPreTraining, features: torch.Tensor, subnet: Subnet | None) -> None:
-    if subnet is not None:
-        student.set_active_subnet(subnet)
+def _encode(student: LightHubertForPreTraining, features: torch.Tensor, runs_layers: bool) -> None:
+    if not runs_layers:
+        student.lighthubert.feature_projection(features)
+        return
     student.prediction_head(student.lighthubert.encode(features).last_hidden_state)
 
 

@@ -1,10 +1,12 @@
 """The recipe of one stage of distillation."""
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, field_validator
 from pydantic import model_validator as checked
 
+from lighthubert_hf.model.search_space import SearchSpace
 from lighthubert_hf.training.distillation.objectives.armhubert import ArmHubertObjectiveSection
 from lighthubert_hf.training.distillation.objectives.distilhubert import DistilHubertObjectiveSection
 from lighthubert_hf.training.distillation.objectives.dphubert import DPHubertObjectiveSection
@@ -52,9 +54,15 @@ class SpaceSection(Section):
     num_attention_heads: list[PositiveInt]
     ffn_ratio: list[PositiveFloat]
     num_hidden_layers: list[PositiveInt]
-    conv_dim: list[PositiveInt] | list[list[PositiveInt]] | None = Field(
-        None, description="channels of the front end's convolutions: choices for all, or a list for each"
+    conv_dim: list[PositiveInt | list[PositiveInt]] | None = Field(
+        None, description="channels of every convolution of the front end, or a list of them for each; None: no choice"
     )
+
+    @field_validator("conv_dim")
+    @classmethod
+    def _are_choices(cls, value):
+        replace(SearchSpace.small(), conv_dim=value)
+        return value
 
 
 class StudentSection(Section):

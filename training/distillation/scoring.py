@@ -1,6 +1,8 @@
 """The distillation loss of subnets on validation audio, at the price of one encoder pass each.
 
-Neither the teacher's targets nor the student's convolutional features depend on the subnet, so both are computed once.
+The teacher's targets do not depend on the subnet, so they are computed once. Nor do the student's convolutional
+features, unless the search space has a choice of channels: then the audio is kept and the front end runs with each
+subnet.
 """
 
 import weakref
@@ -78,14 +80,20 @@ class DistillationScore:
 
     @torch.inference_mode()
     def of(self, model: LightHubertForPreTraining, subnet: Subnet) -> float:
-        """The loss of `subnet` of another supernet with the same front end, an earlier checkpoint for example."""
+        """The loss of `subnet` of another supernet with the same front end, an earlier checkpoint for example.
+
+        Where there is a choice of channels it may differ.
+        """
         if model not in self._same_front_end:
             _check_front_end(model, self.model)
             self._same_front_end.add(model.eval())
         total = count = 0.0
         with model.subnet_activated(subnet):
             for batch in self._cache:
-                outputs = model.lighthubert.encode(batch.features, batch.attention_mask)
+                features = batch.input
+                if model.config.has_elastic_front_end:
+                    features = model.lighthubert.extract_features(features, batch.attention_mask)
+                outputs = model.lighthubert.encode(features, batch.attention_mask)
                 predictions = model.prediction_head(outputs.last_hidden_state).float()
                 errors = (predictions[:, : batch.targets.shape[1]] - batch.targets).abs().mean(-1)
                 valid = batch.valid(model)
@@ -177,18 +185,25 @@ def _prepare(model: LightHubertForPreTraining, batch: Batch, targets: Targets) -
     lengths, samples = mask.sum(-1), values.shape[1]
     with torch.inference_mode():
         wanted = targets({"input_values": values, "attention_mask": mask}).float()
-        features = model.lighthubert.extract_features(values, None if (lengths == samples).all() else mask)
-    size, frames = model.config.target_size, features.shape[1]
+        kept = values
+        if not model.config.has_elastic_front_end:
+            kept = model.lighthubert.extract_features(values, None if (lengths == samples).all() else mask)
+    size, frames = model.config.target_size, model._get_feat_extract_output_lengths(samples)
     if wanted.ndim != 3 or wanted.shape[2] != size or abs(wanted.shape[1] - frames) > 1:
         raise ValueError(
             f"the targets have shape {tuple(wanted.shape)}, the model predicts {(len(values), frames, size)}; "
             "score with the teacher the supernet was distilled from"
         )
     # Contiguous, so that a cached slice does not keep a larger tensor alive.
-    return _CachedBatch(features.contiguous(), wanted[:, :frames].contiguous(), lengths, samples)
+    return _CachedBatch(kept.contiguous(), wanted[:, :frames].contiguous(), lengths, samples)
 
 
 def _check_front_end(model: LightHubertForPreTraining, reference: LightHubertForPreTraining) -> None:
+    """That the features kept for one supernet may stand in for those of another."""
+    if model.config.has_elastic_front_end != reference.config.has_elastic_front_end:
+        raise ValueError("only one of the models has a choice of channels in its front end; make a score for each")
+    if model.config.has_elastic_front_end:
+        return
     one, other = (m.lighthubert.feature_extractor.state_dict() for m in (model, reference))
     if one.keys() != other.keys() or not all(torch.equal(one[name], other[name]) for name in one):
         raise ValueError(
@@ -198,16 +213,17 @@ def _check_front_end(model: LightHubertForPreTraining, reference: LightHubertFor
 
 @dataclass(frozen=True)
 class _CachedBatch:
-    """`features` `(B, frames, channels)`, `targets` `(B, frames, size)`, valid samples `lengths` of `samples`."""
+    """`input` of the encoder `(B, frames, channels)` or of an elastic front end `(B, samples)`, `targets`
+    `(B, frames, size)`, valid samples `lengths` of `samples`."""
 
-    features: torch.Tensor
+    input: torch.Tensor
     targets: torch.Tensor
     lengths: torch.Tensor
     samples: int
 
     @property
     def attention_mask(self) -> torch.BoolTensor | None:
-        """Over samples, as the model takes it; `None` if nothing is padded. Not kept, as it outweighs the features."""
+        """Over samples, as the model takes it; `None` if nothing is padded. Not kept: it is large."""
         if (self.lengths == self.samples).all():
             return None
         return torch.arange(self.samples, device=self.lengths.device) < self.lengths[:, None]
@@ -228,7 +244,7 @@ class _Cache:
         self._entries: list[_CachedBatch | tuple[Path, int, torch.device]] = []
 
     def append(self, batch: _CachedBatch) -> None:
-        tensors = {"features": batch.features, "targets": batch.targets, "lengths": batch.lengths}
+        tensors = {"input": batch.input, "targets": batch.targets, "lengths": batch.lengths}
         size = sum(tensor.nbytes for tensor in tensors.values())
         if size <= self._memory_left:
             self._memory_left -= size
@@ -246,7 +262,7 @@ class _Cache:
         self._disk_left -= size
         path = self._folder / f"{len(self._entries)}.safetensors"
         save_file(tensors, path)
-        self._entries.append((path, batch.samples, batch.features.device))
+        self._entries.append((path, batch.samples, batch.input.device))
 
     def __iter__(self) -> Iterator[_CachedBatch]:
         for entry in self._entries:

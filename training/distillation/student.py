@@ -8,6 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, SearchSpace, Subnet
+from lighthubert_hf.model.elastic import ElasticLayerNorm
 
 from .channel_order import share_norms_with_widths
 from .recipe import StudentSection
@@ -122,7 +123,11 @@ def _loaded(settings: StudentSection, target_size: int) -> LightHubertForPreTrai
     )
     # A folder without a prediction head, or with one for another teacher, gets a new one; all else must be there.
     absent = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
-    if absent := sorted(absent - {"prediction_head.weight"}):
+    own_norms = {name for name in absent if ".per_width." in name}
+    for name, module in student.named_modules():
+        if isinstance(module, ElasticLayerNorm) and any(key.startswith(f"{name}.per_width.") for key in own_norms):
+            module.share_with_widths()
+    if absent := sorted(absent - own_norms - {"prediction_head.weight"}):
         raise ValueError(f"student.init {settings.init!r} lacks fitting weights for {', '.join(absent[:3])}")
     return student
 

@@ -51,6 +51,7 @@ class SubnetSection(Section):
     hidden_size: PositiveInt
     num_attention_heads: list[PositiveInt]
     intermediate_size: list[PositiveInt]
+    conv_dim: list[PositiveInt] | None = None
 
 
 class OptimizerSection(Section):

@@ -13,6 +13,7 @@ from lighthubert_hf.training.distillation.recipe import DistillationRecipe
 from lighthubert_hf.training.recipes.loading import load_recipe
 
 from .test_step import make_batch, make_step
+from .tiny import TINY_SPACE
 
 
 def test_counts_agree_with_a_real_step(tiny_recipe):
@@ -38,6 +39,24 @@ def test_what_is_not_run_is_not_counted(tiny_recipe):
     # One subnet, whatever the sampler says; it does not know of any.
     cut = count_cost(tiny_recipe(sampler={"kind": "largest"}, student={"init": "random", "subnet": "smallest"}))
     assert cut.encoder < base.encoder / 2
+
+
+def test_front_ends_are_counted_as_wide_as_they_run(tiny_recipe):
+    space = TINY_SPACE | {"conv_dim": [[8, 16]] * 6 + [[16]]}
+    whole = count_cost(tiny_recipe(sampler={"kind": "largest"}))
+
+    def cost(kind, **sections):
+        student = {"search_space": space, **sections.pop("student", {})}
+        return count_cost(tiny_recipe(student=student, sampler={"kind": kind}, **sections))
+
+    assert cost("largest") == whole
+    assert whole.front_end < cost("sandwich").front_end < 3 * whole.front_end
+    frozen = cost("largest", student={"freeze_feature_encoder": True})
+    assert frozen.front_end == pytest.approx(whole.front_end / 3)  # forward only
+    first = cost("largest", objective={"name": "front_end"}, masking=None)
+    assert first.front_end == whole.front_end
+    assert first.teacher < whole.teacher / 2
+    assert first.encoder < whole.encoder / 20
 
 
 @pytest.mark.slow

@@ -21,6 +21,9 @@ MINIMAL = {
 }
 
 
+WIDE = "{hidden_size: [64], num_attention_heads: [1], ffn_ratio: [2], num_hidden_layers: [2],"
+
+
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "recipe.yaml"
@@ -66,6 +69,8 @@ def test_overrides(file):
         ("student.search_space=smal", ["must be one of 'small', 'base'", "did you mean 'small'"]),
         ("student.search_space={hidden_size: [a]}", ["'student.search_space.hidden_size.0'", "integer"]),
         ("student.search_space={width: [4]}", ["unknown recipe key 'student.search_space.width'", "hidden_size"]),
+        (f"student.search_space={WIDE} conv_dim: [a]}}", ["'student.search_space.conv_dim.0", "'a'"]),
+        (f"student.search_space={WIDE} conv_dim: [[64], 128]}}", ["single number 128 for layer 1; give [128]"]),
         ("sampler.phases=[{from_step: 0, open: [width]}]", ["'sampler.phases.0.open.0' must be one of", "ffn_ratio"]),
         ("sampler.phases=[{from_step: 5, open: []}]", ["must start at step 0"]),
         ("sampler.in_place_weight=0.5", ["sandwich"]),

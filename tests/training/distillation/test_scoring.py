@@ -1,6 +1,7 @@
 """The cached score against the plain computation, padding, bounded caches, other checkpoints."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from transformers import HubertConfig, HubertModel
 
 from lighthubert_hf import LightHubertForPreTraining
 from lighthubert_hf.training.distillation.scoring import DistillationScore, teacher_targets
+
+from ...conftest import TINY_SPACE
 
 LENGTHS = ((16000, 16000), (12000, 8200, 1800), (10000,))
 
@@ -72,6 +75,23 @@ def test_score_equals_teacher_and_full_student_per_subnet(supernet, teacher):
     losses = [score(subnet) for subnet in subnets]
     assert losses == pytest.approx([plain_loss(supernet, teacher, subnet) for subnet in subnets], abs=1e-5)
     assert len(set(losses)) == len(set(subnets))  # every subnet has a loss of its own
+
+
+def test_score_where_the_front_end_is_chosen(make_model, teacher):
+    """Nothing of it is kept: every subnet is scored with its own channels."""
+    space = replace(TINY_SPACE, conv_dim=((8, 16), (4, 16), (12, 16), *[(16,)] * 3, (10, 16)))
+    elastic = make_model(LightHubertForPreTraining, search_space=space)
+    score = DistillationScore(elastic, make_batches(), teacher_targets(teacher), progress=False)
+    rng = random.Random(0)
+    subnets = [space.smallest(), replace(space.largest(), conv_dim=space.smallest().conv_dim), space.largest()]
+    subnets += [space.sample(rng) for _ in range(3)]
+    losses = [score(subnet) for subnet in subnets]
+    assert losses == pytest.approx([plain_loss(elastic, teacher, subnet) for subnet in subnets], abs=1e-5)
+    assert len(set(losses)) == len(set(subnets))
+    other = make_model(LightHubertForPreTraining, seed=3, search_space=space)
+    assert score.of(other, subnets[0]) == pytest.approx(plain_loss(other, teacher, subnets[0]), abs=1e-5)
+    with pytest.raises(ValueError, match="only one of the models has a choice of channels"):
+        score.of(make_model(LightHubertForPreTraining), TINY_SPACE.largest())
 
 
 def test_active_subnet_is_left_as_it_was(supernet, teacher):

@@ -1,6 +1,7 @@
 """One optimiser step: what it computes, whatever way the work is divided."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -118,6 +119,32 @@ def test_shared_front_end_pass_equals_separate_ones(recipe_of):
         return totals
 
     assert_gradients_as_exact(gradients(together), one_by_one(torch.float32), one_by_one(torch.float64))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_subnets_of_other_channels_run_their_own_front_end(recipe_of, frozen):
+    """The step's gradients are those of each subnet's whole loss, also where only some share a front end."""
+    channels = ((8, 16), (4, 16), *[(16,)] * 4, (10, 16))
+    space = replace(SPACE, conv_dim=channels)
+    student = {"search_space": space.to_dict(), "freeze_feature_encoder": frozen}
+    recipe = recipe_of(student=student, masking=None, optimizer={"max_grad_norm": None})
+    narrow = replace(space.largest(), conv_dim=space.smallest().conv_dim)
+    batch, subnets = make_batch([8000, 8000]), [space.largest(), narrow, space.smallest(), space.default()]
+    together = make_step(recipe)
+    together.run(0, [batch], subnets)
+    model = make_step(recipe).model
+    prepared = model.prepare(batch, None, seed=0, step=0)
+    assert prepared.front_end is None
+    for subnet in subnets:
+        model.student.set_active_subnet(subnet)
+        outputs = model.student(batch["input_values"], None, prepared.time_mask, prepared.targets[0])
+        (outputs.loss / len(subnets)).backward()
+    for found, wanted in zip(together.model.student.parameters(), model.student.parameters(), strict=True):
+        assert (found.grad is None) == (wanted.grad is None)
+        if found.grad is not None:
+            torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-3, atol=1e-6)
+    front_end = [p.grad is None for p in together.model.student.lighthubert.feature_extractor.parameters()]
+    assert all(front_end) if frozen else not any(front_end)
 
 
 def test_loss_is_the_models_own_on_unmasked_audio(recipe_of):

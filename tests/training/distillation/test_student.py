@@ -73,6 +73,29 @@ def test_from_a_folder_with_another_space_and_another_teacher(tmp_path):
     assert torch.equal(fourth.lighthubert.masked_spec_embed, first.lighthubert.masked_spec_embed)
 
 
+@torch.no_grad()
+def test_a_choice_of_channels(tmp_path):
+    """From the teacher, and from a supernet that had none; with norms of their own for the narrower."""
+    teacher, audio = make_encoder("hubert"), torch.randn(2, 4000)
+    space = TINY_SPACE | {"conv_dim": [[8, 16], [4, 16], [16], [16], [16], [16], [10, 16]]}
+    own = {"conv_norm_per_width": True}
+    build(teacher, search_space=TINY_SPACE).save_pretrained(tmp_path / "fixed")
+    students = [build(teacher, search_space=space, config=config).eval() for config in ({}, own)]
+    students += [build(teacher, init=str(tmp_path / "fixed"), search_space=space, config=own).eval()]
+    students[1].save_pretrained(tmp_path / "elastic")
+    students += [build(teacher, init=str(tmp_path / "elastic")).eval()]
+    assert [student.config.conv_norm_per_width for student in students] == [False, True, True, True]
+    for subnet in (students[0].search_space.largest(), students[0].search_space.smallest()):
+        features = []
+        for student in students:
+            student.set_active_subnet(subnet)
+            features.append(student.lighthubert.extract_features(audio))
+        assert all(torch.equal(features[0], other) for other in features[1:])
+    assert features[0].shape[-1] == 10
+    with pytest.raises(ValueError, match="conv_dim 32 of layer 0 exceeds the supernet's 16"):
+        build(teacher, search_space=TINY_SPACE | {"conv_dim": [16, 32]})
+
+
 def test_a_chosen_subnet_is_extracted(tmp_path):
     subnet = {"hidden_size": 16, "num_attention_heads": [1, 2], "intermediate_size": [16, 32]}
     student = build(search_space=TINY_SPACE, subnet=subnet)
