@@ -161,7 +161,7 @@ class FeatureEncoder(nn.Module):
                 return self._run_packed(input_values, lengths)
             if self._can_train_channels_last(input_values):
                 return self._run_with_gradients(input_values, lengths)
-        hidden_states = input_values[:, None]
+        hidden_states = self._without_mean(input_values, lengths)[:, None]
         for index, layer in enumerate(self.conv_layers):
             if index == 0 and self.training and hidden_states.is_leaf and layer.gradient_checkpointing:
                 hidden_states.requires_grad_(True)  # checkpointing needs an input that asks for gradients
@@ -172,6 +172,21 @@ class FeatureEncoder(nn.Module):
         frames = torch.arange(hidden_states.shape[1], device=lengths.device)
         valid = frames < conv_output_lengths(lengths, self.config)[:, None]
         return hidden_states.masked_fill(~valid[..., None], 0)
+
+    def _without_mean(self, input_values: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        """`input_values` without the mean of each row's valid samples, where the first norm is over time.
+
+        That norm takes off what a constant adds to a channel; products with a large one would round away the signal.
+        """
+        if self.conv_layers[0].norm != "group":
+            return input_values
+        values = input_values.to(torch.promote_types(input_values.dtype, torch.float32))
+        if lengths is None:
+            mean = values.mean(-1, keepdim=True)
+        else:
+            valid = torch.arange(values.shape[1], device=lengths.device) < lengths[:, None]
+            mean = torch.where(valid, values, 0).sum(-1, keepdim=True) / lengths.clamp(min=1)[:, None]
+        return (values - mean).to(input_values.dtype)
 
     def _frames_of(self, lengths: torch.Tensor | None, index: int) -> torch.Tensor | None:
         """Valid frames behind layer `index`, if its norm needs them."""
@@ -234,7 +249,8 @@ class FeatureEncoder(nn.Module):
         start = 0
         if self.config.feat_extract_norm == "group":
             start = 1
-            hidden_states = self.conv_layers[0](input_values[:, None], self._frames_of(lengths, 0))
+            hidden_states = self._without_mean(input_values, lengths)[:, None]
+            hidden_states = self.conv_layers[0](hidden_states, self._frames_of(lengths, 0))
             hidden_states = hidden_states.transpose(1, 2).contiguous()
             rows = [row[: conv_output_lengths(len(wave), self.config, 1)] for row, wave in zip(hidden_states, rows)]
 

@@ -38,6 +38,7 @@ from .configuration_lighthubert import LayerShape, LightHubertConfig
 from .elastic import ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d, WeightNormConv1d
 from .fast_encoder import encode_by_length
 from .fast_linear import activate, can_multiply, multiply
+from .fast_paths import is_recorded
 from .feature_encoder import FeatureEncoder, Lengths, conv_layer_norm, conv_output_lengths, receptive_field
 from .search_space import SearchSpace, Subnet, ffn_ranges, kept_layers
 
@@ -534,11 +535,28 @@ class LightHubertModel(LightHubertPreTrainedModel):
         """The convolutional front end alone: `(B, samples)` to `(B, frames, channels)`.
 
         The same for every subnet, unless the search space has a choice of channels.
+
+        Raises:
+            ValueError: also if finite samples overflow float16 on the way.
         """
         self._check_input(input_values, attention_mask)
+        samples = input_values
         input_values = input_values.to(self.masked_spec_embed.dtype)  # stays a plain tensor if layers are quantised
         lengths = None if attention_mask is None else _valid_samples(attention_mask)
-        return self.feature_extractor(input_values, lengths)
+        features = self.feature_extractor(input_values, lengths)
+        if features.dtype == torch.float16 and not is_recorded():  # looking at values would break a graph
+            self._check_overflow(samples, features)
+        return features
+
+    @staticmethod
+    def _check_overflow(samples: torch.Tensor, features: torch.Tensor) -> None:
+        """Rows with NaN or Inf samples have features to match; others must not."""
+        wrong = samples.isfinite().all(-1) & ~features.isfinite().all(-1).all(-1)
+        if wrong.any():
+            raise ValueError(
+                f"samples of up to {samples[wrong].abs().max().item():g} overflow float16 in the front end; normalise "
+                "the audio, as the feature extractor saved with the model does, or load with dtype=torch.bfloat16"
+            )
 
     @of_one_subnet
     def encode(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import HubertConfig, HubertModel
 
+from lighthubert_hf import LightHubertModel
 from lighthubert_hf.model import channels_last, channels_last_autograd
 from lighthubert_hf.model.feature_encoder import FeatureEncoder, conv_output_lengths, receptive_field
 
@@ -473,3 +474,44 @@ def test_threads_may_share_a_front_end(pair):
         found = list(pool.map(torch.no_grad()(ours), clips))
     for features, clip in zip(found, clips):
         assert_as_transformers(features, theirs, clip)
+
+
+@pytest.mark.parametrize("sigmas", [0, 30, 1000, 10_000])
+@pytest.mark.parametrize("form", ["evaluation", "training", "modules", "modules, padded"])
+def test_a_constant_beneath_the_signal_costs_a_group_norm_no_precision(make_model, form, sigmas):
+    ours = make_model(LightHubertModel, feat_extract_norm="group", search_space=None).feature_extractor
+    signal = torch.randn(1, 4096)
+    signal = (signal * 2**9).round() / 2**9  # so that the sum with the constant is exact
+    lengths = torch.tensor([4000]) if "padded" in form else None
+    with torch.no_grad():
+        exact = copy.deepcopy(ours).double()(signal.double(), lengths)
+    with torch.set_grad_enabled(form == "training"), pytest.MonkeyPatch.context() as patch:
+        if "modules" in form:
+            patch.setattr("lighthubert_hf.model.fast_paths.is_recorded", lambda: True)
+        if "padded" in form:
+            signal[:, 4000:] = float("nan")
+        found = ours(signal + sigmas, lengths)
+    assert (found - exact).abs().max() < 2e-5 + 1e-8 * sigmas
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_samples_that_overflow_float16_are_named(make_model, norm):
+    model = make_model(LightHubertModel, feat_extract_norm=norm, search_space=None).half()
+    audio = torch.randn(3, 4000)
+    assert model(audio).last_hidden_state.isfinite().all()
+    loud = audio.clone()
+    loud[1] *= 32_767 / loud[1].abs().max()
+    plain = model.feature_extractor.conv_layers[0].register_forward_hook(lambda *_: None)
+    for samples in (loud, 1e6 * audio):
+        try:
+            assert model(samples).last_hidden_state.isfinite().all()
+        except ValueError as error:
+            if "overflow float16" not in str(error):
+                raise
+    plain.remove()
+    with pytest.raises(ValueError, match=r"samples of up to .* overflow float16"):
+        model(1e6 * audio)
+    audio[2, 7] = float("nan")  # the caller's own
+    out = model(audio).last_hidden_state
+    assert out[:2].isfinite().all() and not out[2].isfinite().all()
