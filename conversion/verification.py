@@ -60,9 +60,16 @@ def stream_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.
 
 def double_by_parts(model: nn.Module) -> nn.Module:
     """Make `model`, in single precision, compute in double: each part's weights are twice as large while it runs."""
+
+    def widen(part, *_) -> None:
+        part.double()
+
+    def narrow(part, *_) -> None:
+        part.float()
+
     for part in _parts(model):
-        part.register_forward_pre_hook(lambda part, _: part.double() and None)
-        part.register_forward_hook(lambda part, *_: part.float() and None)
+        part.register_forward_pre_hook(widen)
+        part.register_forward_hook(narrow)
     return model
 
 
