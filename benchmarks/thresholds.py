@@ -3,8 +3,9 @@
     python benchmarks/thresholds.py [--levels native avx2] [--json OUT] [--docs docs/performance.md]
 
 Each candidate of a constant runs in turn with the others; a figure is the median, over the rounds, of its time over
-that of the value in use. `avx2` switches AVX-512 off in torch, oneDNN and MKL, in a process of its own. The 27M
-default subnet, random weights, fp32. Two of the rows are no constants: whether oneDNN's product pays, and F(2, 2).
+that of the value in use. `avx2` switches AVX-512 off in torch, oneDNN and MKL, in a process of its own. One thread,
+and its processor time, which other work on the machine hardly changes. The 27M default subnet, random weights, fp32.
+Two of the questions are about no constant: whether oneDNN's product pays, and F(2, 2).
 """
 
 import argparse
@@ -13,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -61,24 +63,28 @@ def front_end_training(model):
         with torch.enable_grad():
             return torch.autograd.grad(model.feature_extractor(audio).sum(), parameters)
 
-    return candidates(channels_last_autograd, "TILE_ROWS", (512, 1024, 2048, 4096), step)
+    return candidates(channels_last_autograd, "TILE_ROWS", (512, 1024, 2048), step)
 
 
-def positional(model, frames: int):
-    """By Fourier transform (the threshold below the frames) or direct (above)."""
+def positional(model, frames: int, training: bool = False):
+    """By Fourier transform (a threshold of no frames) or direct (of more than there are)."""
     conv = model.encoder.pos_conv_embed.conv
     states = torch.randn(1, frames, model.config.hidden_size)
-    _, runs = candidates(elastic, "MIN_FOURIER_FRAMES", (frames, frames + 1), lambda: conv(states))
-    names = {frames: "Fourier", frames + 1: "direct"}
-    in_use = frames if frames >= elastic.MIN_FOURIER_FRAMES else frames + 1
-    return names[in_use], {names[value]: run for value, run in runs.items()}
+
+    def step():
+        with torch.enable_grad():
+            return torch.autograd.grad(conv(states).sum(), list(conv.parameters()))
+
+    _, runs = candidates(elastic, "MIN_FOURIER_FRAMES", (0, frames + 1), step if training else lambda: conv(states))
+    in_use = "Fourier" if frames >= elastic.MIN_FOURIER_FRAMES else "direct"
+    return in_use, dict(zip(("Fourier", "direct"), runs.values()))
 
 
 def grouping(model):
     lengths = torch.arange(1, 9) * SAMPLING_RATE // 2  # eight rows of half a second to four seconds
     mask = (torch.arange(int(lengths[-1])) < lengths[:, None]).long()
     features = model.extract_features(torch.randn(mask.shape) * mask, mask)
-    return candidates(fast_encoder, "FRAMES_PER_GROUP", (25, 50, 100, 200, 400), lambda: model.encode(features, mask))
+    return candidates(fast_encoder, "FRAMES_PER_GROUP", (50, 100, 200), lambda: model.encode(features, mask))
 
 
 def products(model, frames: int):
@@ -107,22 +113,24 @@ def pairs(rows: int):
 
 def questions() -> dict[str, tuple[Any, Contenders]]:
     model = static_model(SearchSpace.small().default())
-    found = {f"`CHUNK_FRAMES`, {s:g} s": front_end("CHUNK_FRAMES", (64, 128, 256), model, s) for s in (1, 10)} | {
-        f"`TILE_ROWS`, {s:g} s": front_end("TILE_ROWS", (512, 1024, 2048), model, s) for s in (1, 10)
-    }
+    found = {f"`CHUNK_FRAMES`, {s} s": front_end("CHUNK_FRAMES", (64, 128, 256), model, s) for s in (1, 5)}
+    found |= {f"`TILE_ROWS`, {s} s": front_end("TILE_ROWS", (512, 1024, 2048), model, s) for s in (1, 5)}
     found["`TILE_ROWS`, training, 4 s"] = front_end_training(model)
     found["`FRAMES_PER_GROUP`, 8 rows to 4 s"] = grouping(model)
-    found |= {f"`MIN_FOURIER_FRAMES`, {frames} frames": positional(model, frames) for frames in (16, 32, 49, 99)}
-    found |= {f"product, {frames} frames": products(model, frames) for frames in (49, 499)}
+    found |= {f"`MIN_FOURIER_FRAMES`, {frames} frames": positional(model, frames) for frames in (1, 4, 8, 16, 49)}
+    found |= {f"`MIN_FOURIER_FRAMES`, training, {n} frames": positional(model, n, True) for n in (32, 99, 249, 499)}
+    found |= {f"oneDNN's product, {frames} frames": products(model, frames) for frames in (49, 249)}
     return found | {"F(2, 2), a tile": pairs(channels_last.TILE_ROWS)}
 
 
-def run_level(rounds: int) -> dict[str, Any]:
+def run_level(rounds: int, only: str) -> dict[str, Any]:
     """Each question's candidates: median time over that of the value in use."""
     rows, rates = {}, []
     with torch.no_grad():
         for question, (in_use, contenders) in questions().items():
-            times = measure(contenders, rounds)
+            if only not in question:
+                continue
+            times = measure(contenders, rounds, clock=time.process_time)
             rates.append(matmul_rate(times))
             ratios = {
                 str(value): round(median(a / b for a, b in zip(times[value], times[in_use])), 3)
@@ -132,11 +140,12 @@ def run_level(rounds: int) -> dict[str, Any]:
     return {"capability": torch.backends.cpu.get_cpu_capability(), "matmul_gflops": round(median(rates)), "rows": rows}
 
 
-def launch(level: str, rounds: int) -> dict[str, Any]:
+def launch(level: str, options) -> dict[str, Any]:
     """`run_level` in a process whose libraries see `level`."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        command = [sys.executable, __file__, "--worker", str(answer), "--rounds", str(rounds)]
+        command = [sys.executable, __file__, "--worker", str(answer), "--rounds", str(options.rounds)]
+        command += ["--only", options.only]
         subprocess.run(command, env=os.environ | LEVELS[level], check=True)
         return json.loads(answer.read_text())
 
@@ -159,14 +168,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=list(LEVELS))
     parser.add_argument("--rounds", type=int, default=7, help="how often each candidate runs (default %(default)s)")
+    parser.add_argument("--only", metavar="TEXT", default="", help="questions that contain this")
     parser.add_argument("--worker", metavar="OUT", help=argparse.SUPPRESS)
     add_outputs(parser)
     options = parser.parse_args()
     if options.worker:
         torch.manual_seed(0)
-        Path(options.worker).write_text(json.dumps(run_level(options.rounds)))
+        torch.set_num_threads(1)
+        Path(options.worker).write_text(json.dumps(run_level(options.rounds, options.only)))
         return
-    levels = {level: launch(level, options.rounds) for level in options.levels}
+    levels = {level: launch(level, options) for level in options.levels}
     publish("thresholds", {"machine": machine(), "levels": levels}, table(levels), options)
 
 
