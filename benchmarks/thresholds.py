@@ -75,8 +75,9 @@ def positional(model, frames: int, training: bool = False):
         with torch.enable_grad():
             return torch.autograd.grad(conv(states).sum(), list(conv.parameters()))
 
-    _, runs = candidates(elastic, "MIN_FOURIER_FRAMES", (0, frames + 1), step if training else lambda: conv(states))
-    in_use = "Fourier" if frames >= elastic.MIN_FOURIER_FRAMES else "direct"
+    name = "MIN_FOURIER_FRAMES_TRAINING" if training else "MIN_FOURIER_FRAMES"
+    value, runs = candidates(elastic, name, (0, frames + 1), step if training else lambda: conv(states))
+    in_use = "Fourier" if frames >= value else "direct"
     return in_use, dict(zip(("Fourier", "direct"), runs.values()))
 
 
@@ -118,7 +119,7 @@ def questions() -> dict[str, tuple[Any, Contenders]]:
     found["`TILE_ROWS`, training, 4 s"] = front_end_training(model)
     found["`FRAMES_PER_GROUP`, 8 rows to 4 s"] = grouping(model)
     found |= {f"`MIN_FOURIER_FRAMES`, {frames} frames": positional(model, frames) for frames in (1, 4, 8, 16, 49)}
-    found |= {f"`MIN_FOURIER_FRAMES`, training, {n} frames": positional(model, n, True) for n in (32, 99, 249, 499)}
+    found |= {f"`MIN_FOURIER_FRAMES_TRAINING`, {n} frames": positional(model, n, True) for n in (32, 99, 249, 499)}
     found |= {f"oneDNN's product, {frames} frames": products(model, frames) for frames in (49, 249)}
     return found | {"F(2, 2), a tile": pairs(channels_last.TILE_ROWS)}
 
