@@ -6,6 +6,8 @@ map. Pages of a map count as the memory of the process once they are read, so `M
 every 16 MB.
 """
 
+import functools
+import io
 import json
 import pickle
 import zipfile
@@ -109,10 +111,25 @@ def _check_archive(path: Path) -> None:
         raise ConversionError(f"{path} has compressed records, which torch.save never writes: {listed(packed)}")
 
 
+@functools.cache
+def _meta_knows_offsets() -> bool:
+    """Whether tensors loaded without values say where in the file these lie. In torch 2.9 they do not.
+
+    Files are mapped there: the values are read when they are used, too, but their pages stay until the end.
+    """
+    file = io.BytesIO()
+    torch.save(torch.zeros(1), file)
+    file.seek(0)
+    storage = torch.load(file, map_location="meta", weights_only=True).untyped_storage()
+    return getattr(storage, "_checkpoint_offset", None) is not None
+
+
 def _load_torch(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_STAND_INS):
-            return torch.load(path, map_location="meta", weights_only=True)
+            if _meta_knows_offsets():
+                return torch.load(path, map_location="meta", weights_only=True)
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = _unsafe_globals(path)
         if not wanted:
@@ -158,7 +175,7 @@ def _filled(tensor: Any, file: torch.UntypedStorage) -> Any:
     storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided else None
     start = getattr(storage, "_checkpoint_offset", None)  # set by torch.load(map_location="meta")
     if start is None:
-        return tensor  # for MappedWeights to refuse
+        return tensor  # mapped already, or for MappedWeights to refuse
     values = file[start : start + storage.nbytes()]
     return torch.empty(0, dtype=tensor.dtype).set_(values, tensor.storage_offset(), tensor.shape, tensor.stride())
 
