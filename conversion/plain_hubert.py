@@ -45,7 +45,7 @@ def save_plain_hubert(model_folder: str | Path, output: str | Path, *, verify: b
         complete_folder(new)
         difference = None
         if verify:
-            wave = probe_waveform().double()
+            wave = probe_waveform()
             written = _outputs(AutoModel.from_pretrained(new), wave)
             difference = largest_difference(written, _outputs(model, wave), "the plain HuBERT")
     return ConversionReport(
@@ -61,4 +61,4 @@ def save_plain_hubert(model_folder: str | Path, output: str | Path, *, verify: b
 
 @torch.inference_mode()
 def _outputs(model, wave: torch.Tensor) -> Outputs:
-    return Outputs((), model.double().eval()(wave).last_hidden_state[0])
+    return Outputs((), model.float().eval()(wave).last_hidden_state[0])

@@ -11,10 +11,8 @@ from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace
 
 from .golden import draw
 
-# One thread: files run on every core already. `make test-portable` sets others, for what they do to rounding.
-NUM_THREADS = int(os.environ.get("TEST_THREADS", "1"))
-torch.set_num_threads(NUM_THREADS)
-os.environ.setdefault("OMP_NUM_THREADS", str(NUM_THREADS))  # processes that tests start
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes that tests start: files run on every core already
 
 TINY_SPACE = SearchSpace(
     hidden_size=(32, 48, 64), num_attention_heads=(1, 2, 4), ffn_ratio=(1.5, 2.0, 3.0), num_hidden_layers=(2, 3, 4)
