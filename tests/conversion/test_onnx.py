@@ -20,7 +20,7 @@ from lighthubert_hf import (
 from lighthubert_hf.conversion import ConversionError, export_onnx
 from lighthubert_hf.conversion import onnx as exporting
 
-from ..conftest import TINY_SPACE
+from ..tiny import TINY_SPACE
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -12,7 +12,7 @@ from lighthubert_hf import LightHubertModel, SearchSpace, Subnet
 from lighthubert_hf.costs.latency import FrontEndFit, LatencyTable, _covering_front_ends
 from lighthubert_hf.costs.measuring import peak_memory
 
-from ..conftest import TINY_SPACE
+from ..tiny import TINY_SPACE
 
 ELASTIC = replace(TINY_SPACE, conv_dim=((6, 8, 16), (8, 16), (12, 16), *[(16,)] * 3, (10, 16)))
 

@@ -18,8 +18,8 @@ from lighthubert_hf.costs.profiling import (
     profile,
 )
 
-from ..conftest import TINY_SPACE
 from ..golden import golden_description
+from ..tiny import TINY_SPACE
 
 ELASTIC = replace(TINY_SPACE, conv_dim=((6, 8, 16), (8, 16), (12, 16), *[(16,)] * 3, (10, 16)))
 VARIANTS = [

@@ -17,15 +17,8 @@ from huggingface_hub.utils import _http
 from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace
 from lighthubert_hf.hub import upload
 
-from .server import Account, HubServer
-
-# Alphanumeric like a real one, so that what looks for tokens finds it.
-TOKEN = "hf_TestWriterToken0123456789"
-ACCOUNTS = {
-    TOKEN: Account("alice", orgs=("acme",)),
-    "hf_TestReaderToken0123456789": Account("bob", role="read", orgs=("acme",)),
-    "hf_TestOtherToken0123456789": Account("carol"),
-}
+from .accounts import ACCOUNTS, TOKEN
+from .server import HubServer
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from lighthubert_hf.hub.folder import save_model_folder
 from lighthubert_hf.hub.publishing import push_folder
 from lighthubert_hf.hub.upload import PublishingError
 
-from .conftest import TOKEN
+from .accounts import TOKEN
 
 PREFIX = "acme/light"
 SMALL, WIDE = Subnet(16, (2, 2), (32, 32)), Subnet(32, (4, 2, 4), (64, 128, 64))

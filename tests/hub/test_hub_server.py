@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from .conftest import TOKEN
+from .accounts import TOKEN
 from .faults import Fault
 
 REPO, LARGE, SMALL = "acme/files", bytes(range(256)) * 8, b"0123456789"

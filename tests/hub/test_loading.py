@@ -12,7 +12,7 @@ from lighthubert_hf import LightHubertForCTC, LightHubertForPreTraining, Subnet
 from lighthubert_hf.hub.folder import save_model_folder
 from lighthubert_hf.hub.publishing import push_folder, push_model
 
-from .conftest import TOKEN
+from .accounts import TOKEN
 
 REPO = "acme/light"
 # A sum that differs if any weight or the normalisation of the input does.

@@ -17,7 +17,7 @@ from lighthubert_hf.hub.folder import save_model_folder
 from lighthubert_hf.hub.publishing import push_folder, push_model
 from lighthubert_hf.hub.upload import PublishingError
 
-from .conftest import ACCOUNTS, TOKEN
+from .accounts import ACCOUNTS, TOKEN
 from .server import HubServer
 
 READER, OTHER = list(ACCOUNTS)[1:]

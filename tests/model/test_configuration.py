@@ -5,7 +5,7 @@ from transformers import AutoConfig
 
 from lighthubert_hf import LightHubertConfig, SearchSpace, Subnet
 
-from ..conftest import TINY_SPACE
+from ..tiny import TINY_SPACE
 
 
 def test_a_supernet_config_survives_saving(tiny_config, tmp_path):

@@ -16,7 +16,7 @@ from lighthubert_hf import LightHubertForCTC, LightHubertForPreTraining, LightHu
 from lighthubert_hf.model.elastic import ElasticConv1d, ElasticGroupNorm, ElasticLayerNorm
 from lighthubert_hf.model.feature_encoder import FeatureEncoder
 
-from ..conftest import TINY_SPACE
+from ..tiny import TINY_SPACE
 
 CHANNELS = ((5, 8, 16), (12, 16), (3, 16), (7, 16), (9, 16), (16,), (10, 16))
 SPACE = replace(TINY_SPACE, conv_dim=CHANNELS)

@@ -10,7 +10,7 @@ from transformers import HubertConfig, HubertModel
 from lighthubert_hf import LightHubertForPreTraining
 from lighthubert_hf.training.distillation.scoring import DistillationScore, teacher_targets
 
-from ...conftest import TINY_SPACE
+from ...tiny import TINY_SPACE
 
 LENGTHS = ((16000, 16000), (12000, 8200, 1800), (10000,))
 
