@@ -34,6 +34,7 @@ from training_step import OURS, contender
 
 from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace
 from lighthubert_hf.costs.measuring import alternate, describe_machine, stopwatch
+from lighthubert_hf.files import write_json
 from lighthubert_hf.training.distillation.cost import count_cost
 from lighthubert_hf.training.distillation.progress import read_log
 from lighthubert_hf.training.distillation.recipe import DistillationRecipe
@@ -381,13 +382,6 @@ def load(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def save(file: Path, results: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    beside = file.with_suffix(".partial")
-    beside.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(beside, file)
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", default="runs/gpu", help="for results (default %(default)s)")
@@ -427,7 +421,7 @@ def main(arguments: list[str] | None = None) -> int:
     done = {}
     for name, part in parts.items():
         done[name] = run_part(name, part, results, options)
-        save(file, results)
+        write_json(file, results, indent=1)
     print(f"{sum(done.values())} of {len(done)} parts are done; results in {file}")
     return 0 if all(done.values()) else 1
 
