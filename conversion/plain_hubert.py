@@ -6,7 +6,8 @@ import torch
 from transformers import AutoModel, Wav2Vec2FeatureExtractor
 
 from lighthubert_hf import LightHubertModel
-from lighthubert_hf.hub.folder import complete_folder, written_beside
+from lighthubert_hf.hub.derived import same_function_facts
+from lighthubert_hf.hub.folder import complete_folder, load_facts, written_beside
 
 from .checkpoint_reading import read_json
 from .checkpoint_writing import check_free
@@ -42,7 +43,7 @@ def save_plain_hubert(model_folder: str | Path, output: str | Path, *, verify: b
     with written_beside(output) as new:
         plain.save_pretrained(new)
         Wav2Vec2FeatureExtractor.from_pretrained(folder).save_pretrained(new)
-        complete_folder(new)
+        complete_folder(new, same_function_facts(load_facts(folder)))
         difference = None
         if verify:
             wave = probe_waveform()

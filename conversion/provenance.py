@@ -1,10 +1,13 @@
 """What the model card of a converted supernet can say about where its weights come from."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub.errors import HfHubHTTPError
 
 from lighthubert_hf.hub.card import CardFacts, teacher_license
+from lighthubert_hf.hub.derived import inherited
+from lighthubert_hf.hub.folder import load_facts
 
 from .errors import ConversionError, first_line
 
@@ -24,7 +27,10 @@ def origin_facts(source: str, path: Path) -> CardFacts:
         ConversionError: if the source is on the Hub, which then cannot be asked for the licence.
     """
     if Path(source).exists():
-        return CardFacts(converted_from=source, license=teacher_license(source) if path.is_dir() else None)
+        if not path.is_dir():
+            return CardFacts(converted_from=source)
+        facts = inherited(load_facts(path))
+        return replace(facts, converted_from=source, license=facts.license or teacher_license(source))
     repository = source.partition(":")[0]
     try:
         licence = teacher_license(repository)

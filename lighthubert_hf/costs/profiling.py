@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
 
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 from lighthubert_hf.model.feature_encoder import conv_output_lengths, receptive_field
@@ -17,6 +18,8 @@ from lighthubert_hf.model.search_space import Subnet
 from .measuring import MATMUL_FLOP, describe_machine, matmul_contender, peak_memory, stopwatch, time_modules
 
 SAMPLING_RATE = 16_000
+CLIP_SECONDS = 10.0
+"""Length of the clip that multiply-accumulates per second of audio are counted in, unless another is said."""
 _MODULES = {
     "front end": r"feature_extractor",
     "positional convolution": r"encoder\.pos_conv_embed",
@@ -69,6 +72,16 @@ def count_macs(config: LightHubertConfig, subnet: Subnet | None = None, samples:
     also where a sliding window masks most of them), as `torch.utils.flop_counter` counts them at 2 FLOP each.
     """
     return sum(macs_by_part(config, subnet, samples).values())
+
+
+def macs_per_second(config: PreTrainedConfig, subnet: Subnet | None = None, seconds: float = CLIP_SECONDS) -> int:
+    """Multiply-accumulates per second of audio, in a clip of `seconds`: attention makes longer clips dearer.
+
+    Args:
+        config: of a LightHuBERT or of another HuBERT-like encoder.
+        subnet: of a supernet; `None` for the weights of `config` as they are.
+    """
+    return round(count_macs(_nominal_config(config), subnet, round(seconds * SAMPLING_RATE)) / seconds)
 
 
 def macs_by_part(

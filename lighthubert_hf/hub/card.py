@@ -18,6 +18,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from transformers import HubertConfig, PreTrainedConfig
 
 from lighthubert_hf import __version__
+from lighthubert_hf.costs.figures import human
+from lighthubert_hf.costs.profiling import CLIP_SECONDS, SAMPLING_RATE
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 from lighthubert_hf.model.search_space import SearchSpace, Subnet
 
@@ -26,7 +28,6 @@ from .picture import architecture_svg
 FACTS_FILE = "model_card.json"
 PICTURE_FILE = "architecture.svg"
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md"
-SAMPLING_RATE = 16_000
 FAMILY_MARKS = ("<!-- subnets -->", "<!-- /subnets -->")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -101,17 +102,19 @@ def _check_evaluations(results: Sequence[EvalResult]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """A measured time. The card never shows it without the machine and the command.
+    """A time, measured or predicted. The card says which, and never shows it without the machine and the command.
 
     Args:
         milliseconds_per_second: milliseconds of computing per second of audio.
         machine: where it was measured, for a reader who may have another one.
         command: how to measure it again.
+        predicted: whether it was not measured but added up from times of the parts, as a search does.
     """
 
     milliseconds_per_second: float
     machine: str
     command: str
+    predicted: bool = False
 
     def __post_init__(self):
         _check_number("milliseconds_per_second", self.milliseconds_per_second)
@@ -137,8 +140,9 @@ class CardFacts:
 
     Args:
         parameters: number of parameters.
-        macs_per_second: multiply-accumulates per second of audio.
-        latency: measured time.
+        macs_per_second: multiply-accumulates per second of audio, as
+            [`lighthubert_hf.costs.profiling.macs_per_second`] counts them.
+        latency: measured time, or a predicted one.
         loss, loss_data: distillation loss, and what it was measured on, in words.
         teacher: the distilled model, a Hub id or a name.
         datasets: what it was distilled on, Hub ids or names.
@@ -183,11 +187,6 @@ class CardFacts:
         _check_evaluations(self.evaluations)
         for name in ("datasets", "languages", "evaluations", "family", "tags"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-
-    def origin(self) -> "CardFacts":
-        """What stays true of a model made out of this one: where it comes from, but no number that was measured."""
-        kept = ("teacher", "datasets", "languages", "license", "supernet", "revision", "subnet")
-        return CardFacts(**{name: getattr(self, name) for name in (*kept, "converted_from", "converted_revision")})
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON, without what is not known."""
@@ -243,15 +242,6 @@ def read_config(data: Mapping[str, Any]) -> PreTrainedConfig:
             f"model_type {data.get('model_type')!r} is not one of {sorted(classes)}; only these are published"
         )
     return classes[data["model_type"]].from_dict(dict(data))
-
-
-def human(number: float) -> str:
-    """A count with three digits and a unit: 26.9M, 3.61G, 740k, 512."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            digits = number / size
-            return f"{digits:.0f}{unit}" if digits >= 100 else f"{digits:.3g}{unit}"
-    return f"{number:.0f}"
 
 
 def _layers(config: PreTrainedConfig) -> list[dict[str, int | None]]:
@@ -358,6 +348,7 @@ def render_card(config: Mapping[str, Any], facts: CardFacts, repo_id: str | None
         subnet_json=json.dumps(subnet.to_dict()) if subnet else None,
         picture=PICTURE_FILE,
         human=human,
+        clip_seconds=f"{CLIP_SECONDS:g}",
         cell=_cell,
         source=_source,
         dataset=_dataset,
@@ -375,7 +366,7 @@ def family_section(members: Sequence[FamilyMember]) -> str:
     ]
     score = _cell(members[0].score_name)
     head = [
-        f"| model | parameters | multiply–accumulates per second of audio | {score} |",
+        f"| model | parameters | multiply–accumulates per second of audio (clips of {CLIP_SECONDS:g} s) | {score} |",
         "|---|---|---|---|",
     ]
     return "\n".join([FAMILY_MARKS[0], "## Subnets", "", *head, *rows, FAMILY_MARKS[1]])

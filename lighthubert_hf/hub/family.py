@@ -21,11 +21,13 @@ from typing import Any
 from huggingface_hub import Collection, CommitInfo, CommitOperationAdd, HfApi
 from tqdm.auto import tqdm
 
+from lighthubert_hf.costs.figures import human, size_names
 from lighthubert_hf.model.search_space import Subnet
 
-from .card import CardFacts, FamilyMember, Latency, human, is_hub_id, read_config, with_family
+from .card import CardFacts, FamilyMember, Latency, is_hub_id, read_config, with_family
+from .derived import Parent, completed_facts
 from .folder import CONFIG, README, load_facts, save_model_folder
-from .publishing import PushResult, check_folder, load_supernet, push_folder, supernet_facts, supernet_processor
+from .publishing import PushResult, check_folder, load_supernet, push_folder
 from .upload import PublishingError, Upload, clean_token, one_line_errors, retried
 
 
@@ -171,29 +173,6 @@ def _find_folder(name: str, beside: Path) -> Path | None:
     return next((folder for folder in (beside / name, Path(name)) if folder.is_dir()), None)
 
 
-def size_names(parameters: Sequence[int], keys: Sequence[str]) -> list[str]:
-    """Names by size, such as "27M": as short as they can be and still differ, then with the first digits of `keys`.
-
-    Args:
-        parameters: number of parameters of each model.
-        keys: something that differs where the models differ, such as `Subnet.key`.
-    """
-
-    def name(count: int, digits: int) -> str:
-        unit, size = ("M", 1e6) if count >= 999_500 else ("K", 1e3)
-        number = f"{count / size:.{digits}f}"
-        return (number.rstrip("0").rstrip(".") if digits else number) + unit
-
-    names = [name(count, 1 if 999_500 <= count < 9_950_000 else 0) for count in parameters]
-    for digits in (1, 2):
-        counts = {one: {c for other, c in zip(names, parameters, strict=True) if other == one} for one in names}
-        names = [
-            name(count, digits) if len(counts[one]) > 1 else one for one, count in zip(names, parameters, strict=True)
-        ]
-    clashing = {one for one in names if names.count(one) > 1}
-    return [f"{one}-{key[:6]}" if one in clashing else one for one, key in zip(names, keys, strict=True)]
-
-
 def push_family(
     pareto_json: str | Path,
     prefix: str,
@@ -228,11 +207,11 @@ def push_family(
     supernet_id = f"{prefix}-supernet" if local else pareto.supernet
     members = _members(pareto, prefix)
     with tempfile.TemporaryDirectory() as extracted:
-        inherited = supernet_facts(pareto.supernet, pareto.revision, token)
+        parent = Parent.read(pareto.supernet, pareto.revision, token)
         jobs = [
-            (folder, member.repo_id, _subnet_facts(pareto, entry, load_facts(folder), inherited, supernet_id))
+            (folder, member.repo_id, _subnet_facts(pareto, entry, load_facts(folder), parent, supernet_id))
             for entry, member, folder in zip(
-                pareto.subnets, members, _folders(pareto, Path(extracted), token), strict=True
+                pareto.subnets, members, _folders(pareto, parent, Path(extracted), token), strict=True
             )
         ]
         if local:
@@ -288,9 +267,9 @@ def _push_all(jobs: Sequence[tuple[Path, str, CardFacts]], dry_run: str | Path |
     return done
 
 
-def _folders(pareto: Pareto, extracted: Path, token: str | bool | None) -> list[Path]:
+def _folders(pareto: Pareto, parent: Parent, extracted: Path, token: str | bool | None) -> list[Path]:
     """The folder of every subnet; those that have none are extracted into `extracted`."""
-    supernet, processor, folders = None, None, []
+    supernet, folders = None, []
     for entry in pareto.subnets:
         if entry.folder is not None:
             _check_architecture(entry)
@@ -298,9 +277,8 @@ def _folders(pareto: Pareto, extracted: Path, token: str | bool | None) -> list[
             continue
         if supernet is None:
             supernet = load_supernet(pareto.supernet, pareto.revision, token)
-            processor = supernet_processor(pareto.supernet, pareto.revision, token)
         model = supernet.extract_subnet(entry.subnet)
-        folders.append(save_model_folder(model, extracted / entry.subnet.key, processor=processor))
+        folders.append(save_model_folder(model, extracted / entry.subnet.key, processor=parent.processor))
     return folders
 
 
@@ -314,25 +292,22 @@ def _check_architecture(entry: FamilyEntry) -> None:
         raise ValueError(f"{entry.folder} holds {config.architecture}, but {entry.name} is {entry.subnet}")
 
 
-def _subnet_facts(
-    pareto: Pareto, entry: FamilyEntry, own: CardFacts, inherited: CardFacts, supernet: str
-) -> CardFacts:
-    """What the file says of a subnet, what its folder says, and what it has from its supernet, in this order."""
-    return replace(
+def _subnet_facts(pareto: Pareto, entry: FamilyEntry, own: CardFacts, parent: Parent, supernet: str) -> CardFacts:
+    """What the file says of a subnet, what its folder says, and what it has from its supernet, in this order.
+
+    But a time that was measured, as its folder may say, is better than one that the search predicted.
+    """
+    measured = own.latency is not None and not own.latency.predicted
+    return completed_facts(
         own,
+        parent,
         subnet=entry.subnet,
         parameters=entry.parameters,
         macs_per_second=entry.macs_per_second,
         loss=entry.score if pareto.score_name == "loss" else own.loss,
-        latency=entry.latency or own.latency,
+        latency=own.latency if measured else entry.latency or own.latency,
         supernet=supernet,
         revision=pareto.revision or own.revision,
-        teacher=own.teacher or inherited.teacher,
-        datasets=own.datasets or inherited.datasets,
-        languages=own.languages or inherited.languages,
-        license=own.license or inherited.license,
-        converted_from=own.converted_from or inherited.converted_from,
-        converted_revision=own.converted_revision or inherited.converted_revision,
     )
 
 

@@ -44,6 +44,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _KINDS = (".json", ".safetensors", ".py", ".md", ".txt", ".svg", ".png", ".jpg", ".model", ".jinja")
 _TEXTS = (".json", ".py", ".md", ".txt", ".svg", ".jinja")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+# How a run names the folders of its models.
+_LAYOUT = re.compile(r"final|model|pretrained_model|checkpoints|(step|checkpoint)-\d+")
 _STAMP = re.compile(r"\n<!-- rendered by lighthubert_hf from model_card\.json, sha256 ([0-9a-f]{64}) -->\n\Z")
 
 
@@ -193,13 +195,19 @@ def _with_license(facts: CardFacts) -> CardFacts:
 
 
 def _without_paths(facts: CardFacts) -> CardFacts:
-    """Sources that are folders of this machine by their last name only: no reader of the card could go there."""
+    """Sources that are folders of this machine by a name only: no reader of the card could go there."""
 
     def shown(name: str | None) -> str | None:
-        return Path(name).name if name and (Path(name).is_absolute() or Path(name).exists()) else name
+        return _telling_name(Path(name)) if name and (Path(name).is_absolute() or Path(name).exists()) else name
 
     sources = {name: shown(getattr(facts, name)) for name in ("teacher", "supernet", "converted_from")}
     return replace(facts, **sources, datasets=tuple(shown(name) for name in facts.datasets))
+
+
+def _telling_name(path: Path) -> str:
+    """The last name of a path that says more than where in a run's folder the model lies."""
+    names = [name for name in reversed(path.absolute().parts[1:]) if not _LAYOUT.fullmatch(name)]
+    return names[0] if names else path.name
 
 
 def _stamped(text: str) -> str:
@@ -304,12 +312,12 @@ def stored_parameters(folder: Path) -> int:
 
 def _count_macs(config: dict) -> int | None:
     """Multiply-accumulates of the encoder per second of audio; `None` for a supernet, whose subnets differ in it."""
-    from lighthubert_hf.costs.profiling import _nominal_config, count_macs
+    from lighthubert_hf.costs.profiling import macs_per_second
 
     model_config = read_config(config)
     if getattr(model_config, "search_space", None) is not None:
         return None
-    return count_macs(_nominal_config(model_config))
+    return macs_per_second(model_config)
 
 
 def check_no_secrets(folder: Path, token: str | None = None) -> None:

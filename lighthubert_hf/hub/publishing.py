@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo
-from transformers import AutoFeatureExtractor
-from transformers.utils import cached_file
 
 from lighthubert_hf.costs.profiling import Profile
 from lighthubert_hf.model.search_space import Subnet
 
-from .card import FACTS_FILE, CardFacts, Latency
+from .card import CardFacts, Latency
+from .derived import Parent, subnet_facts
 from .folder import (
-    PREPROCESSOR,
-    PROCESSOR,
     check_no_secrets,
     complete_folder,
     load_facts,
@@ -190,9 +187,9 @@ def extract_to_folder(
     chosen = read_subnet(subnet, source)
     model = source.extract_subnet(chosen)
     commit = getattr(source.config, "_commit_hash", None) or revision
-    card = replace(supernet_facts(supernet, revision, token), supernet=str(supernet), revision=commit, subnet=chosen)
-    processor = supernet_processor(supernet, revision, token)
-    return save_model_folder(model.to_hubert() if plain_hubert else model, folder, card=card, processor=processor)
+    parent = Parent.read(supernet, commit, token)
+    model = model.to_hubert() if plain_hubert else model
+    return save_model_folder(model, folder, card=subnet_facts(parent, chosen), processor=parent.processor)
 
 
 def record_latency(folder: str | Path, measured: Profile) -> None:
@@ -250,20 +247,3 @@ def read_subnet(subnet: str | Path | Subnet, supernet) -> Subnet:
         return Subnet.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:  # of JSON, too
         raise ValueError(f"{path} describes no subnet: {error}") from None
-
-
-def supernet_facts(supernet: str | Path, revision: str | None, token: str | bool | None) -> CardFacts:
-    """What a supernet's card says that is true of its subnets, too; nothing if it has none."""
-    path = _file_of(supernet, FACTS_FILE, revision, token)
-    return CardFacts.load(path).origin() if path else CardFacts()
-
-
-def supernet_processor(supernet: str | Path, revision: str | None, token: str | bool | None):
-    """The feature extractor beside a supernet; `None` if there is none, for which the default stands."""
-    if not any(_file_of(supernet, name, revision, token) for name in (PREPROCESSOR, PROCESSOR)):
-        return None
-    return AutoFeatureExtractor.from_pretrained(str(supernet), revision=revision, token=token)
-
-
-def _file_of(source: str | Path, name: str, revision: str | None, token: str | bool | None) -> str | None:
-    return cached_file(str(source), name, revision=revision, token=token, _raise_exceptions_for_missing_entries=False)

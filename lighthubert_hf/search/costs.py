@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lighthubert_hf.costs.latency import LatencyTable
-from lighthubert_hf.costs.profiling import SAMPLING_RATE, count_macs, count_parameters
+from lighthubert_hf.costs.profiling import CLIP_SECONDS, SAMPLING_RATE, count_parameters, macs_per_second
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 from lighthubert_hf.model.search_space import SearchSpace, Subnet
 
@@ -40,7 +40,7 @@ class Cost:
     """
 
     name: str
-    seconds: float = 10.0
+    seconds: float = CLIP_SECONDS
     batch: int = 1
 
     def __post_init__(self):
@@ -117,8 +117,7 @@ def cost_function(
     if cost.name == "parameters":
         return lambda subnet: count_parameters(config, subnet)
     if cost.name == "macs":
-        samples = round(cost.seconds * SAMPLING_RATE)
-        return lambda subnet: round(count_macs(config, subnet, samples) / cost.seconds)
+        return lambda subnet: macs_per_second(config, subnet, cost.seconds)
     table = tables[cost.seconds, cost.batch]
     return table.latency_ms if cost.name == "latency" else table.peak_memory
 

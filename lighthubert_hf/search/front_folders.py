@@ -2,28 +2,44 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from lighthubert_hf.hub.card import CardFacts
+from lighthubert_hf.hub.card import CardFacts, Latency
+from lighthubert_hf.hub.derived import Parent, subnet_facts
 from lighthubert_hf.hub.folder import save_model_folder
 
 from .costs import Cost
-from .result import SearchResult
+from .report import predicted_latency
+from .result import ScoredSubnet, SearchResult
+from .score import Score
 
 
-def extract_front(model, result: SearchResult, folder: Path, count: int) -> SearchResult:
-    """Save `count` subnets of the front, evenly spread over it from the smallest to the largest, as model folders."""
+def extract_front(model: Any, result: SearchResult, folder: Path, count: int, score: Score) -> SearchResult:
+    """Save `count` subnets of the front, evenly spread over it from the smallest to the largest, as model folders.
+
+    Their cards say what the search knows of them, and what the supernet's card says of its origin.
+    """
     front = result.front
     chosen = {front[round(i * (len(front) - 1) / max(1, count - 1))].name for i in range(min(count, len(front)))}
+    name, revision = result.settings["supernet"], result.settings["revision"]
+    parent = Parent.read(name, revision, required=False) if name else Parent()
     subnets = []
     for scored in result.subnets:
         if scored.name in chosen:
-            card = CardFacts(
-                macs_per_second=scored.costs[str(Cost("macs"))],
-                supernet=result.settings["supernet"] or None,
-                revision=result.settings["revision"],
-                subnet=scored.subnet,
+            save_model_folder(
+                model.base_model.extract_subnet(scored.subnet),
+                folder / scored.name,
+                card=_facts(parent, scored, result, score),
+                processor=parent.processor,
             )
-            save_model_folder(model.base_model.extract_subnet(scored.subnet), folder / scored.name, card=card)
             scored = replace(scored, folder=scored.name)
         subnets.append(scored)
     return replace(result, subnets=tuple(subnets))
+
+
+def _facts(parent: Parent, scored: ScoredSubnet, result: SearchResult, score: Score) -> CardFacts:
+    known: dict[str, Any] = {"macs_per_second": round(scored.costs[str(Cost("macs"))])}
+    if score.name == "loss":
+        known |= {"loss": scored.score, "loss_data": score.description}
+    latency = predicted_latency(scored.subnet, result)
+    return subnet_facts(parent, scored.subnet, latency=latency and Latency(**latency), **known)

@@ -11,6 +11,7 @@ from typing import Any
 
 from lighthubert_hf.costs.measuring import describe_machine
 from lighthubert_hf.files import write_bytes
+from lighthubert_hf.model.search_space import Subnet
 
 from .costs import Cost, format_cost
 from .result import ScoredSubnet, SearchResult
@@ -71,14 +72,22 @@ def _subnet_json(scored: ScoredSubnet, result: SearchResult) -> dict[str, Any]:
     }
     table = next(iter(result.tables.values()), None)
     if table is not None:
-        milliseconds = table.latency_ms(scored.subnet)
-        entry["latency_ms"] = milliseconds
-        entry["latency"] = {  # as a model card states it
-            "milliseconds_per_second": milliseconds / (table.batch * table.seconds),
-            "machine": ", ".join(f"{key} {value}" for key, value in table.machine.items()),
-            "command": f"lighthubert profile FOLDER --seconds {table.seconds:g} --batch {table.batch}",
-        }
+        entry["latency_ms"] = table.latency_ms(scored.subnet)
+        entry["latency"] = predicted_latency(scored.subnet, result)
     return entry
+
+
+def predicted_latency(subnet: Subnet, result: SearchResult) -> dict[str, Any] | None:
+    """As a model card states it (the fields of `Latency`); `None` if no latency was measured."""
+    table = next(iter(result.tables.values()), None)
+    if table is None:
+        return None
+    return {
+        "milliseconds_per_second": table.latency_ms(subnet) / (table.batch * table.seconds),
+        "machine": ", ".join(f"{key} {value}" for key, value in table.machine.items()),
+        "command": f"lighthubert search (clips of {table.seconds:g} s, batch {table.batch})",
+        "predicted": True,
+    }
 
 
 def _csv(result: SearchResult) -> str:

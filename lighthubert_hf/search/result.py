@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lighthubert_hf.costs.figures import size_name
 from lighthubert_hf.costs.latency import LatencyTable
 from lighthubert_hf.model.search_space import Subnet
 
@@ -98,9 +99,7 @@ def _names(subnets: list[Subnet], parameters: Callable[[Subnet], float], front: 
     """`lighthubert-27M`; where several subnets would share it, the others get a part of their key."""
     names, taken = {}, set()
     for subnet in sorted(subnets, key=lambda subnet: subnet not in front):
-        count = parameters(subnet)
-        size, unit = (count / 1e6, "M") if count >= 1e6 else (count / 1e3, "k")
-        name = f"lighthubert-{size:.{0 if size >= 10 else 1}f}{unit}"
+        name = f"lighthubert-{size_name(parameters(subnet))}"
         names[subnet] = name if name not in taken else f"{name}-{subnet.key[:6]}"
         taken.add(name)
     return names

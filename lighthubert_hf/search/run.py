@@ -129,7 +129,7 @@ def search(
         studies.close()
     result = report()
     if extract:
-        result = extract_front(model, result, out, extract)
+        result = extract_front(model, result, out, extract, score)
         write_report(result, out)
     return result
 

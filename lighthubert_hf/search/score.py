@@ -19,12 +19,14 @@ class Score:
         maximize: whether more is better.
         fingerprint: tells scores apart that are not comparable (other data, another teacher), so that a search is not
             resumed with another one.
+        description: what it is measured on, in words, for the cards of the subnets.
     """
 
     function: Callable[[Subnet], float]
     name: str = "loss"
     maximize: bool = False
     fingerprint: str = ""
+    description: str | None = None
 
     @classmethod
     def load(cls, reference: str, maximize: bool = False) -> "Score":

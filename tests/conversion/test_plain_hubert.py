@@ -93,7 +93,7 @@ def test_wrong_result_is_noticed(save_subnet, tmp_path, monkeypatch):
     folder, _ = save_subnet(Subnet(64, (2, 2), (64, 64)))
     complete = plain_hubert.complete_folder
 
-    def spoil(new):
+    def spoil(new, *_):
         model = HubertModel.from_pretrained(new)
         with torch.no_grad():
             model.encoder.layers[1].feed_forward.output_dense.bias[0] += 0.1

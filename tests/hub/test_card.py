@@ -68,8 +68,8 @@ def test_everything_known_is_said():
     text = str(render_card(config(), EVERYTHING, "acme/light-27M"))
     for part in (
         "26.9M (26,878,123)",
-        "3.61G per second of audio",
-        "12.3 ms per second of audio, on 2 cores of a laptop, by `lighthubert profile acme/light-27M`",
+        "3.61G per second of audio, in a clip of 10 s |",
+        "12.3 ms per second of audio, measured on 2 cores of a laptop, by `lighthubert profile acme/light-27M`",
         "0.2312 (L1 on the validation split)",
         "Distilled from [facebook/hubert-base-ls960](https://huggingface.co/facebook/hubert-base-ls960)",
         "on [openslr/librispeech_asr](https://huggingface.co/datasets/openslr/librispeech_asr), our own recordings.",
@@ -87,10 +87,21 @@ def test_everything_known_is_said():
     assert text.count("| 6 | 384 | 1536 |") == 12
 
 
+def test_what_was_predicted_is_not_called_measured():
+    latency = Latency(12.3, machine="a laptop", command="lighthubert search", predicted=True)
+    facts = CardFacts(latency=latency)
+    text = str(render_card(config(), facts))
+    assert (
+        "12.3 ms per second of audio, predicted from times of its parts on a laptop, by `lighthubert search`" in text
+    )
+    assert "easured" not in text
+    assert CardFacts.from_dict(json.loads(json.dumps(facts.to_dict()))) == facts
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        ["## Measured", "Parameters", "Multiply", "Latency", "istillation loss"],
+        ["## In numbers", "Parameters", "Multiply", "Latency", "istillation loss"],
         ["## Evaluation", "model-index"],
         ["## Training", "Distilled"],
         ["## Licence", "license"],
@@ -292,7 +303,7 @@ def test_facts_survive_json(facts):
 def test_any_facts_give_a_card_that_the_client_accepts(facts):
     text = str(render_card(config(), facts, "acme/light"))
     assert ModelCard(text).data.eval_results == (list(facts.evaluations) or None)
-    table = [line for line in text.split("## Measured")[-1].split("##")[0].splitlines() if line.startswith("| ")]
+    table = [line for line in text.split("## In numbers")[-1].split("##")[0].splitlines() if line.startswith("| ")]
     assert all(line.replace("\\|", "").count("|") == 3 for line in table if "layer" not in line)
 
 

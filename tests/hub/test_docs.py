@@ -16,6 +16,6 @@ def test_docs_publishing(hub, tmp_path, monkeypatch, capsys):
         # Nobody answers the question whether code may be run: here it is the package's own.
         exec(compile(part, str(DOCUMENT), "exec"), namespace)
     printed = capsys.readouterr().out
-    assert "['acme/light-119K', 'acme/light-649K']" in printed
+    assert "['acme/light-119k', 'acme/light-649k']" in printed
     assert set(hub.store.repos) >= {"acme/light-tiny", "acme/light-large", "acme/light-supernet"}
     assert hub.store.repos["acme/light-tiny"].private

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 
 from lighthubert_hf import Subnet
-from lighthubert_hf.hub.card import CardFacts
-from lighthubert_hf.hub.family import push_family, read_pareto, size_names
+from lighthubert_hf.costs.figures import size_names
+from lighthubert_hf.hub.card import CardFacts, Latency
+from lighthubert_hf.hub.family import push_family, read_pareto
 from lighthubert_hf.hub.folder import save_model_folder
 from lighthubert_hf.hub.publishing import push_folder
 from lighthubert_hf.hub.upload import PublishingError
@@ -74,7 +75,7 @@ def card(hub, repo_id):
 
 def test_family_of_a_local_supernet(hub, pareto):
     result = push_family(pareto, PREFIX, token=TOKEN)
-    names = ["acme/light-7K", "acme/light-27K", "acme/light-supernet"]
+    names = ["acme/light-7k", "acme/light-27k", "acme/light-supernet"]
     assert [r.repo_id for r in (*result.subnets, result.supernet)] == names
     assert set(hub.store.repos) == set(names)
     for name, subnet in zip(names, (SMALL, WIDE), strict=False):
@@ -83,27 +84,27 @@ def test_family_of_a_local_supernet(hub, pareto):
         assert "[acme/light-supernet](https://huggingface.co/acme/light-supernet)" in text
         data = ModelCard(text).data
         assert (data.license, data.base_model, data.datasets) == ("apache-2.0", "acme/light-supernet", ["acme/speech"])
-    assert "1.5 ms per second of audio, on 2 cores, by `lighthubert profile`" in card(hub, names[0])
+    assert "1.5 ms per second of audio, measured on 2 cores, by `lighthubert profile`" in card(hub, names[0])
     assert "L1 on acme/speech" in card(hub, names[0])
     assert "Latency" not in card(hub, names[1])
     table = card(hub, "acme/light-supernet")
     assert re.findall(r"\| \[(.*?)\]\(https://huggingface.co/\1\) \| (\S+) \| (\S+) \| (\S+) \|", table) == [
-        ("acme/light-7K", "7.12k", "12.3M", "0.5"),
-        ("acme/light-27K", "27.4k", "45.6M", "0.25"),
+        ("acme/light-7k", "7.12k", "12.3M", "0.5"),
+        ("acme/light-27k", "27.4k", "45.6M", "0.25"),
     ]
     (collection,) = hub.store.collections.values()
     assert result.collection == f"{hub.endpoint}/collections/{collection['slug']}"
     assert (collection["title"], collection["owner"]["name"]) == ("light", "acme")
     notes = {item["id"]: item["note"]["text"] for item in collection["items"]}
     assert list(notes) == names
-    assert notes["acme/light-27K"].startswith("27.4k parameters, 45.6M multiply-accumulates")
+    assert notes["acme/light-27k"].startswith("27.4k parameters, 45.6M multiply-accumulates")
     assert [subnet["repo_id"] for subnet in json.loads(json.dumps(result.to_dict()))["subnets"]] == names[:2]
     assert str(result).splitlines()[-1] == f"collection: {result.collection}"
 
 
 def test_extracted_weights_are_the_subnets(hub, pareto, supernet):
     push_family(pareto, PREFIX)
-    weights = load(hub.files("acme/light-27K")["model.safetensors"])
+    weights = load(hub.files("acme/light-27k")["model.safetensors"])
     expected = supernet.extract_subnet(WIDE).state_dict()
     assert weights.keys() == expected.keys()
     assert all(weights[key].equal(value) for key, value in expected.items())
@@ -120,7 +121,7 @@ def test_again_changes_nothing_and_corrects_notes(hub, pareto):
     (collection,) = hub.store.collections.values()
     assert len(collection["items"]) == 3
     assert collection["items"][0]["note"]["text"].endswith("distillation loss 0.4")
-    assert len(hub.store.repos["acme/light-7K"].history("main")) == 3
+    assert len(hub.store.repos["acme/light-7k"].history("main")) == 3
 
 
 @pytest.mark.parametrize("owner", ["acme", "alice"])
@@ -132,16 +133,16 @@ def test_supernet_on_the_hub(hub, pareto, supernet_folder, owner):
     data["subnets"] = data["subnets"][:1]
     result = push_family(write(pareto.parent, data), f"{owner}/light")
     assert result.supernet is None
-    assert revision in card(hub, f"{owner}/light-7K")
+    assert revision in card(hub, f"{owner}/light-7k")
     if owner == "alice":
         assert result.supernet_commit is None
         assert card(hub, "acme/super") == before
         return
     assert card(hub, "acme/super").startswith(before.rstrip())
-    assert "acme/light-7K" in card(hub, "acme/super")
+    assert "acme/light-7k" in card(hub, "acme/super")
     data["subnets"][0]["parameters"] = 8_000
     push_family(write(pareto.parent, data), "acme/light")
-    assert "acme/light-7K" not in card(hub, "acme/super")
+    assert "acme/light-7k" not in card(hub, "acme/super")
     assert card(hub, "acme/super").count("## Subnets") == 1
     assert "acme/super" in {item["id"] for c in hub.store.collections.values() for item in c["items"]}
 
@@ -151,7 +152,7 @@ def test_dry_run_writes_what_would_be_pushed(hub, pareto, tmp_path):
     assert hub.requests == []
     assert result.collection is None
     push_family(pareto, PREFIX)
-    for name in ("light-7K", "light-27K", "light-supernet"):
+    for name in ("light-7k", "light-27k", "light-supernet"):
         files = hub.files(f"acme/{name}")
         del files[".gitattributes"]
         assert files == {path.name: path.read_bytes() for path in (tmp_path / "dry" / name).iterdir()}
@@ -169,17 +170,17 @@ def test_an_edited_supernet_card_keeps_its_words(hub, pareto, supernet_folder):
     push_family(pareto, PREFIX)
     text = card(hub, "acme/light-supernet")
     assert "## In my words" in text
-    assert "acme/light-27K" in text
+    assert "acme/light-27k" in text
 
 
 def test_a_failure_says_what_was_pushed_and_can_be_continued(hub, pareto):
-    hub.faults.add("POST /api/models/acme/light-27K/commit", "status", times=1000)
-    with pytest.raises(PublishingError, match=r"acme/light-27K.*pushed before: acme/light-7K; run the same") as caught:
+    hub.faults.add("POST /api/models/acme/light-27k/commit", "status", times=1000)
+    with pytest.raises(PublishingError, match=r"acme/light-27k.*pushed before: acme/light-7k; run the same") as caught:
         push_family(pareto, PREFIX)
     assert "\n" not in str(caught.value)
     hub.faults.clear()
     push_family(pareto, PREFIX)
-    assert len(hub.store.repos["acme/light-7K"].history("main")) == 2
+    assert len(hub.store.repos["acme/light-7k"].history("main")) == 2
 
 
 def test_everything_is_checked_before_anything_is_pushed(hub, pareto, supernet_folder):
@@ -267,8 +268,8 @@ def test_another_score_than_the_loss(hub, pareto):
         del subnet["loss"]
         subnet["accuracy"] = -0.75
     push_family(write(pareto.parent, data), PREFIX)
-    assert "Distillation loss" not in card(hub, "acme/light-27K")
-    assert "per second of audio | accuracy |" in card(hub, "acme/light-supernet")
+    assert "Distillation loss" not in card(hub, "acme/light-27k")
+    assert "per second of audio (clips of 10 s) | accuracy |" in card(hub, "acme/light-supernet")
     (collection,) = hub.store.collections.values()
     assert collection["items"][0]["note"]["text"].endswith("accuracy -0.75")
 
@@ -295,9 +296,9 @@ def test_missing_files(pareto, tmp_path):
         ([11_450_000, 26_880_000, 44_400_000], ["11M", "27M", "44M"]),
         ([26_600_000, 27_400_000], ["26.6M", "27.4M"]),
         ([26_610_000, 26_640_000, 94_380_000], ["26.61M", "26.64M", "94M"]),
-        ([1_720_000, 740_000, 999_999], ["1.7M", "740K", "1M"]),
+        ([1_720_000, 740_000, 999_999], ["1.7M", "740k", "1M"]),
         ([26_878_123, 26_878_123, 27_100_000], ["26.9M-aaaaaa", "26.9M-bbbbbb", "27.1M"]),
-        ([5, 5], ["0K-aaaaaa", "0K-bbbbbb"]),
+        ([5, 5], ["0k-aaaaaa", "0k-bbbbbb"]),
     ],
 )
 def test_names_by_size(parameters, names):
@@ -308,7 +309,7 @@ def test_names_by_size(parameters, names):
 def test_names_always_differ_and_are_possible(pairs):
     names = size_names([count for count, _ in pairs], [f"{key:06x}0000000000" for _, key in pairs])
     assert len(set(names)) == len(pairs)
-    assert all(re.fullmatch(r"\d+(\.\d+)?[MK](-[0-9a-f]{6})?", name) for name in names)
+    assert all(re.fullmatch(r"\d+(\.\d+)?[Mk](-[0-9a-f]{6})?", name) for name in names)
 
 
 def test_collection_and_models_are_found_by_the_client(hub, pareto):
@@ -319,10 +320,22 @@ def test_collection_and_models_are_found_by_the_client(hub, pareto):
     assert [item.item_type for item in collection.items] == ["model"] * 3
 
 
+def test_a_measured_time_is_better_than_a_predicted_one(hub, pareto, tmp_path, supernet):
+    data = json.loads(pareto.read_text())
+    data["subnets"][0]["latency"] |= {"predicted": True}
+    write(pareto.parent, data)
+    push_family(pareto, PREFIX)
+    assert "1.5 ms per second of audio, predicted" in card(hub, "acme/light-7k")
+    measured = CardFacts(latency=Latency(2.5, machine="2 cores", command="lighthubert profile"))
+    save_model_folder(supernet.extract_subnet(SMALL), tmp_path / "small", card=measured)
+    push_family(pareto, PREFIX)
+    assert "2.5 ms per second of audio, measured" in card(hub, "acme/light-7k")
+
+
 def test_facts_of_the_file_win(hub, pareto, tmp_path, supernet):
     facts = CardFacts(loss=9.0, parameters=1, teacher="acme/other")
     save_model_folder(supernet.extract_subnet(SMALL), tmp_path / "small", card=facts)
     push_family(pareto, PREFIX)
-    read = CardFacts.from_dict(json.loads(hub.files("acme/light-7K")["model_card.json"]))
+    read = CardFacts.from_dict(json.loads(hub.files("acme/light-7k")["model_card.json"]))
     assert (read.loss, read.parameters, read.teacher, read.subnet) == (0.5, 7_120, "acme/other", SMALL)
     assert replace(read, loss=0.5) == read

@@ -180,6 +180,14 @@ def test_paths_of_this_machine_stay_here(model, tmp_path, monkeypatch):
     assert (facts.teacher, facts.supernet, facts.datasets) == ("teacher", "super", ("speech",))
 
 
+@pytest.mark.parametrize("place", ["final", "model", "checkpoints/step-00000100/pretrained_model"])
+def test_a_source_inside_a_run_is_called_by_the_run(model, tmp_path, place):
+    source = tmp_path / "stage2" / place
+    source.mkdir(parents=True)
+    folder = save_model_folder(model, tmp_path / "model", card=CardFacts(supernet=str(source)))
+    assert "cut out of the supernet stage2." in (folder / "README.md").read_text()
+
+
 # Broken folders
 
 

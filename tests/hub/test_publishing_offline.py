@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel, HubertModel, Wav2Vec2FeatureExtractor
 
 from lighthubert_hf import LightHubertModel, Subnet
-from lighthubert_hf.costs.profiling import count_macs, profile
+from lighthubert_hf.costs.profiling import macs_per_second, profile
 from lighthubert_hf.hub.card import CardFacts, Latency
 from lighthubert_hf.hub.folder import load_facts, save_model_folder
 from lighthubert_hf.hub.publishing import extract_to_folder, record_latency
@@ -83,7 +83,7 @@ def test_a_measured_time_goes_on_the_card(tiny_supernet, tmp_path):
     """As `lighthubert profile --update-card` does it: of the longest audio of the smallest batch."""
     model = tiny_supernet.extract_subnet()
     folder = save_model_folder(model, tmp_path / "out")
-    assert load_facts(folder).macs_per_second == count_macs(model.config)
+    assert load_facts(folder).macs_per_second == macs_per_second(model.config)
     measured = profile(model, (0.1, 0.2), (1, 2), repeats=1, progress=False)
     record_latency(folder, measured)
     latency = load_facts(folder).latency

@@ -7,7 +7,7 @@ from typing import Any
 
 from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, SearchSpace, Subnet
 from lighthubert_hf.costs.measuring import alternate
-from lighthubert_hf.costs.profiling import count_macs, count_parameters
+from lighthubert_hf.costs.profiling import SAMPLING_RATE, count_parameters, macs_per_second
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.distillation.objectives.lighthubert import LightHubertObjectiveSection
 from lighthubert_hf.training.distillation.scoring import DistillationScore, distillation_score
@@ -88,7 +88,7 @@ def pick_subnets(
             "name": name,
             "subnet": pick["subnet"].to_dict(),
             "description": str(pick["subnet"]),
-            "macs_per_second": count_macs(config, pick["subnet"]),
+            "macs_per_second": macs_per_second(config, pick["subnet"]),
         }
         for name, pick in picks.items()
     ]
@@ -112,27 +112,25 @@ def save_subnets(
     folder: Path, supernet: str, picks: list[dict[str, Any]], teacher: str, settings: DemoSettings
 ) -> dict[str, Path]:
     """Extract every pick into a complete model folder and load them in a process that lacks this package."""
-    from transformers import AutoFeatureExtractor
-
-    from lighthubert_hf.hub.card import CardFacts
+    from lighthubert_hf.hub.derived import Parent, subnet_facts
     from lighthubert_hf.hub.folder import save_model_folder
     from lighthubert_hf.hub.standalone import load_without_package
 
     model = LightHubertModel.from_pretrained(supernet).eval()
-    extractor = AutoFeatureExtractor.from_pretrained(supernet)
+    parent = Parent.read(supernet)
     folders = {}
     for pick in picks:
         subnet = Subnet.from_dict(pick["subnet"])
-        card = CardFacts(
+        card = subnet_facts(
+            parent,
+            subnet,
             macs_per_second=pick["macs_per_second"],
             loss=pick["loss"],
             loss_data="held-out synthetic speech" if settings.dataset is None else f"{settings.dataset}, validation",
             teacher=settings.teacher or "a small HuBERT trained by `lighthubert demo`",
-            supernet=Path(supernet).name,
-            subnet=subnet,
         )
         folders[pick["name"]] = save_model_folder(
-            model.extract_subnet(subnet), folder / pick["name"], card=card, processor=extractor
+            model.extract_subnet(subnet), folder / pick["name"], card=card, processor=parent.processor
         )
     for pick, loaded in zip(picks, load_without_package(*folders.values())):
         if loaded["shape"][-1] != pick["subnet"]["hidden_size"]:
@@ -143,24 +141,17 @@ def save_subnets(
 def describe_models(teacher: str, folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
     """Parameters, MACs and measured time of the teacher and each saved subnet, timed in turn in one run."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModel
 
     models = {name: AutoModel.from_pretrained(path).eval() for name, path in ({"teacher": teacher} | folders).items()}
-    second, audio = torch.randn(1, 16_000), torch.randn(1, int(LATENCY_SECONDS * 16_000))
-    macs = {}
-    for name, model in models.items():
-        # no_grad: the counter's module hooks and torch's weight norm do not work together in inference mode
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(second)
-        macs[name] = counter.get_total_flops() // 2
+    audio = torch.randn(1, int(LATENCY_SECONDS * SAMPLING_RATE))
     with torch.inference_mode():
         runs = {name: lambda model=model: model(audio) for name, model in models.items()}
         times = alternate(runs, torch.device("cpu"), repeats=9)
     return {
         name: {
             "parameters": model.num_parameters(),
-            "macs_per_second": macs[name],
+            "macs_per_second": macs_per_second(model.config),
             "ms_per_second": times[name] / LATENCY_SECONDS,
         }
         for name, model in models.items()

@@ -108,7 +108,8 @@ class DistillationScore:
 
     def as_score(self) -> Score:
         """For `lighthubert_hf.search.run.search`."""
-        return Score(self, "loss", fingerprint=self.fingerprint)
+        described = f"{self.num_clips} clips, {self.seconds:.0f} s of audio"
+        return Score(self, "loss", fingerprint=self.fingerprint, description=described)
 
     @torch.inference_mode()
     def _loss_of_the_mean(self) -> float:

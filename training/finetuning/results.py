@@ -8,10 +8,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
 
 from lighthubert_hf.files import write_text
-from lighthubert_hf.hub.card import FACTS_FILE, CardFacts, is_hub_id
+from lighthubert_hf.hub.card import CardFacts, is_hub_id
+from lighthubert_hf.hub.derived import Parent, retrained_facts, subnet_facts
 from lighthubert_hf.hub.folder import save_model_folder
 from lighthubert_hf.training.runs.run_folder import METRICS, MODEL
 
@@ -36,18 +36,8 @@ def _facts_of_encoder(settings: PretrainedSection) -> CardFacts:
     """
     if settings.path is None or settings.from_scratch:
         return CardFacts()
-    file = cached_file(
-        settings.path,
-        FACTS_FILE,
-        revision=settings.revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if file is None:
-        return CardFacts()
-    facts = CardFacts.load(file)
-    facts = replace(facts, parameters=None, macs_per_second=None, latency=None, loss=None, loss_data=None, family=())
-    return facts if settings.subnet is None else replace(facts, supernet=facts.supernet or settings.path)
+    parent = Parent.read(settings.path, settings.revision, required=False)
+    return retrained_facts(parent) if settings.subnet is None else subnet_facts(parent)
 
 
 def _evaluations(task: FineTuningTask, scores: dict[str, dict[str, float]]) -> tuple[EvalResult, ...]:

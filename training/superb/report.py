@@ -8,7 +8,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from lighthubert_hf.hub.card import human, read_config
+from lighthubert_hf.costs.figures import human
+from lighthubert_hf.hub.card import read_config
 from lighthubert_hf.hub.folder import CONFIG, README, complete_folder, is_rendered, load_facts
 
 from .published import COLUMNS, SCORES
