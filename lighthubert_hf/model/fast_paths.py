@@ -95,7 +95,7 @@ class WeightCache:
         `part` names what else it depends on: which part of the tensors is used.
         """
         entry = self._entry  # read once: another thread may replace it
-        if entry is not None and entry[0] == part and _are_equal(tensors, entry[1]):
+        if entry is not None and entry[0] == part and are_equal(tensors, entry[1]):
             return entry[2]
         with torch.inference_mode(False), torch.no_grad():
             # First the copies: what is written in between differs from them, and is found the next time.
@@ -111,7 +111,7 @@ class WeightCache:
         return WeightCache, ()
 
 
-def _are_equal(tensors: Sequence[torch.Tensor], copies: Sequence[torch.Tensor]) -> bool:
+def are_equal(tensors: Sequence[torch.Tensor], copies: Sequence[torch.Tensor]) -> bool:
     return len(tensors) == len(copies) and all(map(_is_equal, tensors, copies))
 
 
