@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from lighthubert_hf.training.recipes.loading import load_data, parse_recipe, shipped_recipes
+from lighthubert_hf.training.recipes.loading import parse_recipe, read_recipe, shipped_recipes
 from lighthubert_hf.training.recipes.sections import Recipe, Section
 from lighthubert_hf.training.runs.run_folder import MODEL
 
@@ -46,13 +46,13 @@ def load_stages(path_or_name: str | Path, overrides: Sequence[str] = ()) -> list
         ValueError: A mistake in one of the recipes.
     """
     kind = StagedRecipe if str(path_or_name) in shipped_recipes(StagedRecipe) else DistillationRecipe
-    data = load_data(kind, path_or_name, overrides)
+    data = read_recipe(kind, path_or_name, overrides)
     if "stages" not in data:
         return [parse_recipe(DistillationRecipe, data)]
     staged = parse_recipe(StagedRecipe, data)
     recipes: list[DistillationRecipe] = []
     for number, stage in enumerate(staged.stages, 1):
-        own = load_data(DistillationRecipe, stage.recipe, list(stage.overrides.items()))
+        own = read_recipe(DistillationRecipe, stage.recipe, list(stage.overrides.items()))
         folder = Path(staged.output_dir) / f"{number}-{own.get('name', 'stage')}"
         own |= {"output_dir": str(folder), "seed": staged.seed}
         if recipes:

@@ -42,10 +42,10 @@ def load_recipe(kind: type[AnySection], path_or_name: str | Path, overrides: Seq
         FileNotFoundError: Neither a file nor a shipped recipe.
         ValueError: Not YAML, an unknown key, a wrong value; the message is one line.
     """
-    return parse_recipe(kind, load_data(kind, path_or_name, overrides))
+    return parse_recipe(kind, read_recipe(kind, path_or_name, overrides))
 
 
-def load_data(
+def read_recipe(
     kind: type[Section], path_or_name: str | Path, overrides: Sequence[str | tuple[str, Any]] = ()
 ) -> dict[str, Any]:
     """What `load_recipe` reads, with the overrides (also as pairs of key and value), before it is checked."""
