@@ -289,7 +289,9 @@ def _check_architecture(entry: FamilyEntry) -> None:
         raise FileNotFoundError(f"{entry.folder} has no {CONFIG}; extract the subnet {entry.name} again")
     config = read_config(json.loads(path.read_text(encoding="utf-8")))
     if config.model_type == "lighthubert" and config.architecture != config.canonical(entry.subnet):
-        raise ValueError(f"{entry.folder} holds {config.architecture}, but {entry.name} is {entry.subnet}")
+        channels = None if entry.subnet.conv_dim is None else tuple(config.conv_dim)
+        held = replace(config.architecture, conv_dim=channels)
+        raise ValueError(f"{entry.folder} holds {held}, but {entry.name} is {entry.subnet}")
 
 
 def _subnet_facts(pareto: Pareto, entry: FamilyEntry, own: CardFacts, parent: Parent, supernet: str) -> CardFacts:

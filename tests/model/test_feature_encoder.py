@@ -51,6 +51,7 @@ def small_tiles(monkeypatch):
     """Chunks and tiles so short that little audio has many."""
     monkeypatch.setattr(channels_last, "CHUNK_FRAMES", 5)
     monkeypatch.setattr(channels_last, "TILE_ROWS", 16)
+    monkeypatch.setattr(channels_last, "TILE_CHANNELS", 1)
     monkeypatch.setattr(channels_last_autograd, "TILE_ROWS", 16)
 
 

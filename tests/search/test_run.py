@@ -7,18 +7,22 @@ import logging
 import math
 import multiprocessing
 import time
+from dataclasses import replace
 
 import optuna
 import pytest
 import torch
 
 from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, Subnet
-from lighthubert_hf.costs.profiling import count_parameters
+from lighthubert_hf.costs.profiling import count_macs, count_parameters
+from lighthubert_hf.hub.family import _check_architecture, read_pareto
 from lighthubert_hf.search import report
 from lighthubert_hf.search.costs import Cost, Limit
 from lighthubert_hf.search.report import to_json
 from lighthubert_hf.search.run import search, supernet_fingerprint
 from lighthubert_hf.search.score import Score
+
+from ..tiny import TINY_SPACE
 
 SMALL = {"trials": 10, "population_size": 4, "progress": False}
 
@@ -72,6 +76,40 @@ def test_both_algorithms_share_a_budget_and_the_scores(tiny_supernet, whole):
         assert scored.subnet in space
         assert scored.score == analytic(scored.subnet)
         assert scored.costs["parameters"] == count_parameters(tiny_supernet.config, scored.subnet)
+
+
+def test_channels_of_the_front_end_are_searched(make_model, tmp_path):
+    """Genes, costs, limits, report, and the models cut out: all as narrow as the subnet says."""
+    space = replace(TINY_SPACE, conv_dim=((6, 16), (4, 8, 16), *[(16,)] * 4, (10, 16)))
+    supernet = make_model(LightHubertModel, search_space=space)
+    supernet.save_pretrained(tmp_path / "supernet")
+    narrow = count_macs(supernet.config, space.default())
+    result = search(
+        supernet,
+        lambda subnet: analytic(subnet) + 1 / sum(subnet.conv_dim),
+        tmp_path / "search",
+        objectives=[Cost("macs", 1.0)],
+        limits=[Limit(Cost("macs", 1.0), narrow)],
+        supernet=str(tmp_path / "supernet"),
+        extract=2,
+        **SMALL,
+    )
+    assert len({scored.subnet.conv_dim for scored in result.subnets}) > 3
+    for scored in result.subnets:
+        assert scored.subnet in space
+        assert scored.costs["macs@1s"] == count_macs(supernet.config, scored.subnet)
+    rows = list(csv.DictReader((tmp_path / "search" / "pareto.csv").open()))
+    assert [row["conv_dim"] for row in rows] == [" ".join(map(str, s.subnet.conv_dim)) for s in result.subnets]
+    pareto = read_pareto(tmp_path / "search" / "pareto.json")
+    assert [entry.subnet for entry in pareto.subnets] == [s.subnet for s in result.subnets if s.folder]
+    for entry in pareto.subnets:
+        _check_architecture(entry)
+        model = LightHubertModel.from_pretrained(entry.folder)
+        assert tuple(model.config.conv_dim) == entry.subnet.conv_dim
+        assert count_macs(model.config) == count_macs(supernet.config, entry.subnet)
+        other = replace(entry, subnet=replace(entry.subnet, conv_dim=(6, 4, *[16] * 4, 11)))
+        with pytest.raises(ValueError, match=r"holds .* front end .*, but .* front end 6-4-16-16-16-16-11"):
+            _check_architecture(other)
 
 
 def test_the_front_is_what_no_other_subnet_beats(tiny_supernet, tmp_path):
