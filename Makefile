@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := lighthubert_command.py lighthubert_hf conversion training tests benchmarks
 
-.PHONY: demo test test-all test-oldest test-newest quality style docs clean
+.PHONY: demo test test-all test-oldest test-newest test-portable quality style docs clean
 
 # Stamped, so that a change of dependencies reinstalls and nothing else does.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -37,6 +37,10 @@ test-oldest test-newest: test-%: .venv-%/installed
 	$(@D)/bin/pip install --quiet uv
 	$(@D)/bin/uv pip install --python $(@D)/bin/python --upgrade --resolution $(RESOLUTION) --editable ".[dev]"
 	touch $@
+
+# The numerical tests as other processors would run them: narrower vector units, more threads. A table at the end.
+test-portable: $(VENV)/installed
+	$(BIN)/python -m tests.portable
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check $(SOURCES)

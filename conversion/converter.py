@@ -33,7 +33,7 @@ class ConversionReport:
         dropped: weights left out on purpose, by the source's names.
         notes: what else the reader should know.
         verified: the subnets whose outputs were compared; empty without verification.
-        max_difference: the largest absolute difference found.
+        max_difference: the largest absolute difference found, in double precision.
     """
 
     source: str
@@ -57,7 +57,9 @@ class ConversionReport:
             lines.append("not verified")
         else:
             names = ", ".join(self.verified)
-            lines.append(f"verified on audio ({names}): largest difference {self.max_difference:.2g}")
+            lines.append(
+                f"verified on audio ({names}): largest difference {self.max_difference:.2g} in double precision"
+            )
         return "\n".join(lines)
 
 
@@ -137,11 +139,11 @@ def _subnets_to_verify(layout: Layout, full_only: bool) -> dict[str, Subnet]:
 def _verify_supernet(
     folder: Path, layout: Layout, path: Path, cfg: Mapping | None, subnets: Mapping[str, Subnet]
 ) -> float:
-    wave = probe_waveform()
+    wave = probe_waveform().double()
     if cfg is None:
         reference = [family_outputs(path, wave)]
     else:
-        reference = original_forward(_single_precision(layout.weights), cfg, list(subnets.values()), wave)
+        reference = original_forward(_double_precision(layout.weights), cfg, list(subnets.values()), wave)
     found = supernet_outputs(folder, subnets.values(), folder_weights(folder), wave)
     return _compare(found, reference, subnets)
 
@@ -150,8 +152,8 @@ def _compare(found: list[Outputs], reference: list[Outputs], subnets: Mapping[st
     return max(largest_difference(ours, theirs, name) for ours, theirs, name in zip(found, reference, subnets))
 
 
-def _single_precision(weights: Mapping):
-    return lambda name: weights[name].float()
+def _double_precision(weights: Mapping):
+    return lambda name: weights[name].double()
 
 
 def _to_original(folder: Path, output: Path, source: str, verify: bool) -> ConversionReport:
@@ -161,8 +163,8 @@ def _to_original(folder: Path, output: Path, source: str, verify: bool) -> Conve
         subnets = _subnets_to_verify(layout, full_only=False) if verify else {}
         difference = None
         if verify:
-            written = _single_precision(torch_weights(new, read_torch_file(new)["model"]))
-            wave = probe_waveform()
+            written = _double_precision(torch_weights(new, read_torch_file(new)["model"]))
+            wave = probe_waveform().double()
             found = original_forward(written, cfg, list(subnets.values()), wave)
             difference = _compare(found, supernet_outputs(folder, subnets.values(), layout.weights, wave), subnets)
     return ConversionReport(source, str(output), layout.kind, num_parameters, (), (), tuple(subnets), difference)

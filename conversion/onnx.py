@@ -1,5 +1,6 @@
 """A static model as ONNX, checked with onnxruntime against PyTorch. Needs the `onnx` extra."""
 
+import copy
 import logging
 import statistics
 import time
@@ -7,6 +8,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -17,7 +19,7 @@ from lighthubert_hf.files import scratch_folder
 from .checkpoint_reading import read_json
 from .checkpoint_writing import file_written_beside
 from .errors import ConversionError, first_line, listed
-from .verification import TOLERANCE, probe_waveform
+from .verification import probe_waveform
 
 # Classes that are exported, and the output that is.
 _OUTPUTS = {
@@ -25,6 +27,11 @@ _OUTPUTS = {
     LightHubertForCTC: "logits",
     LightHubertForSequenceClassification: "logits",
 }
+
+# How far the file may be from the exact result: so many times as far as PyTorch itself is in single precision on this
+# processor, and what onnxruntime's approximations of exp and erf add, which PyTorch's have not.
+_FACTOR = 4
+_APPROXIMATIONS = 1e-5
 
 _INPUTS = ("input_values", "attention_mask")
 _MAX_SAMPLES = 16000 * 60 * 60
@@ -41,8 +48,9 @@ class OnnxReport:
         num_bytes: its size.
         int8: whether the weights of its matrix products are 8-bit integers.
         checked: the batches compared with PyTorch, `(batch_size, samples)`.
-        max_difference: the largest absolute difference found, over valid frames.
-        relative_error: norm of all differences over norm of PyTorch's outputs: the accuracy lost.
+        max_difference: the largest absolute difference from PyTorch's outputs in double precision, over valid frames.
+        relative_error: norm of all such differences over norm of the outputs: the accuracy lost.
+        pytorch_error: the same of PyTorch in single precision, on this processor.
         speed: time of the single-precision file over time of this one, measured here; `None` without `int8`.
     """
 
@@ -52,6 +60,7 @@ class OnnxReport:
     checked: tuple[tuple[int, int], ...]
     max_difference: float
     relative_error: float
+    pytorch_error: float
     speed: float | None = None
 
     def to_dict(self) -> dict:
@@ -62,7 +71,7 @@ class OnnxReport:
         lines = [
             f"{self.output}: {self.num_bytes / 1e6:.1f} MB, inputs {' and '.join(_INPUTS)}",
             f"compared with PyTorch on {checked}: largest difference {self.max_difference:.2g}, "
-            f"relative error {self.relative_error:.2g}",
+            f"relative error {self.relative_error:.2g} (PyTorch in single precision: {self.pytorch_error:.2g})",
         ]
         if self.speed is not None:
             lines.append(f"int8 on this machine: {self.speed:.2f} times as fast as the same model in single precision")
@@ -99,13 +108,17 @@ def export_onnx(model_folder: str | Path, output: str | Path, *, int8: bool = Fa
     with file_written_beside(output) as new, scratch_folder(output) as scratch:
         exact = scratch / "exact.onnx" if int8 else new
         _export(_OneOutput(model, name), batches[0], exact, name)
-        worst, relative = _compare(model, name, exact, batches)
-        if not relative <= TOLERANCE:
-            raise ConversionError(f"the exported {name} differs from PyTorch's by {worst:.2g}; nothing was written")
+        references, usual = _references(model, name, batches)
+        worst, relative = _compare(exact, batches, references)
+        if not relative <= _FACTOR * usual + _APPROXIMATIONS:
+            raise ConversionError(
+                f"the exported {name} differs from PyTorch's by {worst:.2g} (relative error {relative:.2g}, PyTorch's "
+                f"own {usual:.2g}); nothing was written"
+            )
         speed = None
         if int8:
             _quantise(exact, new)
-            worst, relative = _compare(model, name, new, batches)
+            worst, relative = _compare(new, batches, references)
             speed = _speed(exact, new, batches[0])
         size = new.stat().st_size
     return OnnxReport(
@@ -115,6 +128,7 @@ def export_onnx(model_folder: str | Path, output: str | Path, *, int8: bool = Fa
         checked=tuple(tuple(values.shape) for values, _ in batches),
         max_difference=worst,
         relative_error=relative,
+        pytorch_error=usual,
         speed=speed,
     )
 
@@ -219,19 +233,43 @@ def _run(session, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     return torch.from_numpy(session.run(None, feed)[0])
 
 
+class _Reference(NamedTuple):
+    """What PyTorch computes in double precision of one batch, and its valid frames (`None`: an output per row)."""
+
+    output: torch.Tensor
+    valid: torch.Tensor | None
+
+    def differences(self, found: torch.Tensor) -> torch.Tensor:
+        difference = found.double() - self.output
+        return difference if self.valid is None else difference[self.valid]
+
+    def size(self) -> float:
+        return (self.output if self.valid is None else self.output[self.valid]).square().sum().item()
+
+
 @torch.inference_mode()
-def _compare(model: nn.Module, name: str, path: Path, batches) -> tuple[float, float]:
-    """Largest absolute difference, and norm of all differences over that of PyTorch's outputs; valid frames only."""
-    session, worst, error, size = _session(path), 0.0, 0.0, 0.0
+def _references(model: nn.Module, name: str, batches) -> tuple[list[_Reference], float]:
+    """Exact results, and the relative error of PyTorch in single precision."""
+    exact, references, single = copy.deepcopy(model).double(), [], []
     for values, mask in batches:
-        expected, found = getattr(model(values, mask), name), _run(session, (values, mask))
-        if expected.ndim == 3:
-            valid = model._get_feature_vector_attention_mask(expected.shape[1], mask)
-            expected, found = expected[valid], found[valid]
-        difference = found - expected
-        worst = max(worst, difference.abs().max().item())
-        error, size = error + difference.square().sum().item(), size + expected.square().sum().item()
-    return worst, (error / size) ** 0.5
+        output = getattr(exact(values, mask), name)
+        valid = model._get_feature_vector_attention_mask(output.shape[1], mask) if output.ndim == 3 else None
+        references.append(_Reference(output, valid))
+        single.append(getattr(model(values, mask), name))
+    return references, _errors(single, references)[1]
+
+
+def _compare(path: Path, batches, references: list[_Reference]) -> tuple[float, float]:
+    session = _session(path)
+    return _errors([_run(session, batch) for batch in batches], references)
+
+
+def _errors(outputs: list[torch.Tensor], references: list[_Reference]) -> tuple[float, float]:
+    """Largest absolute difference from the exact results, and norm of all differences over that of the results."""
+    differences = [reference.differences(found) for found, reference in zip(outputs, references)]
+    error = sum(difference.square().sum().item() for difference in differences)
+    worst = max(difference.abs().max().item() for difference in differences)
+    return worst, (error / sum(reference.size() for reference in references)) ** 0.5
 
 
 def _speed(exact: Path, int8: Path, batch: tuple[torch.Tensor, torch.Tensor], rounds: int = 7) -> float:

@@ -46,7 +46,7 @@ def save_plain_hubert(model_folder: str | Path, output: str | Path, *, verify: b
         complete_folder(new, same_function_facts(load_facts(folder)))
         difference = None
         if verify:
-            wave = probe_waveform()
+            wave = probe_waveform().double()
             written = _outputs(AutoModel.from_pretrained(new), wave)
             difference = largest_difference(written, _outputs(model, wave), "the plain HuBERT")
     return ConversionReport(
@@ -62,4 +62,4 @@ def save_plain_hubert(model_folder: str | Path, output: str | Path, *, verify: b
 
 @torch.inference_mode()
 def _outputs(model, wave: torch.Tensor) -> Outputs:
-    return Outputs((), model.float().eval()(wave).last_hidden_state[0])
+    return Outputs((), model.double().eval()(wave).last_hidden_state[0])

@@ -12,8 +12,10 @@ from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace
 from .golden import draw
 from .tiny import TINY
 
-torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes that tests start: files run on every core already
+# One thread: files run on every core already. `make test-portable` sets others, for what they do to rounding.
+NUM_THREADS = int(os.environ.get("TEST_THREADS", "1"))
+torch.set_num_threads(NUM_THREADS)
+os.environ.setdefault("OMP_NUM_THREADS", str(NUM_THREADS))  # processes that tests start
 
 
 def pytest_collection_finish():

@@ -24,10 +24,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .precision import assert_as_exact
+
 DATA = Path(__file__).parent / "data"
 GOLDEN_VECTORS = DATA / "tiny-1.safetensors"
 DROPPED = ("label_embs_concat", "final_proj.")  # left over from pre-training, all zero here
 SHARED = Path(__file__).parents[2] / "shared" / "golden"
+
+
+def assert_as_the_original(found: torch.Tensor, vector: torch.Tensor, exact: torch.Tensor) -> None:
+    """Assert that we compute what the original did, and as exactly.
+
+    The vectors are of another machine, and in float32. How far they are from what we compute in float64 is the same
+    wherever the test runs: 2e-6 of values of size 1, the original's rounding on that machine.
+
+    Args:
+        found, exact: ours, in float32 and float64.
+        vector: the original's, in float32.
+    """
+    assert (vector.double() - exact).abs().max() < 1e-5
+    assert_as_exact(found, vector, exact)
 
 
 def golden_description() -> dict:

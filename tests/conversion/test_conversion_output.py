@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import Wav2Vec2FeatureExtractor
 
+from lighthubert_hf import LightHubertModel
 from lighthubert_hf.conversion import ConversionError, convert, converter
 from lighthubert_hf.conversion.checkpoint_writing import file_written_beside, write_safetensors
 
@@ -99,6 +101,32 @@ def test_verification_that_fails_leaves_nothing(save_original, small_space, tmp_
     with pytest.raises(ConversionError, match=r"differs from its source by .* nothing was written"):
         convert(path, tmp_path / "supernet", search_space=small_space)
     assert os.listdir(tmp_path) == before
+
+
+@pytest.mark.numerical
+@pytest.mark.parametrize("name", ["feature_projection.projection.weight", "encoder.layers.1"])
+@pytest.mark.parametrize("source", ["original", "family"])
+def test_a_single_wrong_bit_is_noticed(name, source, save_original, small_space, tmp_path, monkeypatch, make_model):
+    """One element of one weight, in the last bit that half precision has."""
+    if source == "original":
+        path, options = save_original(), {"search_space": small_space}
+    else:
+        path, options = tmp_path / "hubert", {}
+        make_model(LightHubertModel, search_space=None).to_hubert().save_pretrained(path)
+        Wav2Vec2FeatureExtractor().save_pretrained(path)
+    write = converter.write_supernet
+
+    def spoil(layout, folder, card):
+        number = write(layout, folder, card)
+        weights = load_file(folder / "model.safetensors")
+        weight = next(weight for key, weight in weights.items() if name in key and weight.ndim in (1, 2))
+        weight.view(-1)[3] *= 1 + 2**-11
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return number
+
+    monkeypatch.setattr(converter, "write_supernet", spoil)
+    with pytest.raises(ConversionError, match=r"differs from its source by .* nothing was written"):
+        convert(path, tmp_path / "supernet", **options)
 
 
 FULL_DISK = """

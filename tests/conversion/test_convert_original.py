@@ -24,7 +24,15 @@ from lighthubert_hf.conversion.original.names import UnknownNameError, from_orig
 from lighthubert_hf.conversion.spaces import read_space
 from lighthubert_hf.model.search_space import PUBLISHED_SPACES
 
-from ..golden import GOLDEN_VECTORS, SHARED, golden_description, original_checkpoint, original_shapes
+from ..golden import (
+    GOLDEN_VECTORS,
+    SHARED,
+    assert_as_the_original,
+    golden_description,
+    original_checkpoint,
+    original_shapes,
+)
+from ..precision import in_double
 
 DESCRIPTION = golden_description()
 DROPPED = {"label_embs_concat", "final_proj.weight", "final_proj.bias"}
@@ -42,7 +50,7 @@ def golden(tmp_path_factory):
 
 def test_golden_checkpoint_converts_and_verifies(golden):
     _, supernet, report = golden
-    assert report.max_difference < 1e-5
+    assert report.max_difference < 1e-9
     assert set(report.verified) == {"smallest", "default", "largest"}
     assert set(report.dropped) == DROPPED
     model, info = LightHubertForPreTraining.from_pretrained(supernet, output_loading_info=True)
@@ -53,19 +61,21 @@ def test_golden_checkpoint_converts_and_verifies(golden):
 
 def test_converted_golden_checkpoint_computes_what_the_original_does(golden):
     vectors, model = load_file(GOLDEN_VECTORS), LightHubertForPreTraining.from_pretrained(golden[1])
+    exact = in_double(model)
     for name, entry in DESCRIPTION["subnets"].items():
         if entry["attention_window"] is None:
-            model.set_active_subnet(Subnet.from_dict(entry["subnet"]))
+            for twin in (model, exact):
+                twin.set_active_subnet(Subnet.from_dict(entry["subnet"]))
             with torch.no_grad():
-                out = model(vectors["wav0"][None])
-            for found, expected in ((out.last_hidden_state, "last"), (out.predictions, "prediction")):
-                torch.testing.assert_close(found[0], vectors[f"{name}.wav0.{expected}"], rtol=0, atol=1e-5)
+                out, precise = (twin(vectors["wav0"][None]) for twin in (model, exact))
+            for key, vector in (("last_hidden_state", "last"), ("predictions", "prediction")):
+                assert_as_the_original(out[key][0], vectors[f"{name}.wav0.{vector}"], precise[key][0])
 
 
 def test_golden_checkpoint_goes_back(golden, tmp_path):
     path, supernet, _ = golden
     report = convert(supernet, tmp_path / "back.pt", to_original=True)
-    assert report.max_difference < 1e-5
+    assert report.max_difference < 1e-9
     before, after = (torch.load(p, weights_only=True) for p in (path, tmp_path / "back.pt"))
     assert before["model"].keys() - after["model"].keys() == DROPPED
     assert all(torch.equal(before["model"][name], weight) for name, weight in after["model"].items())
@@ -102,17 +112,20 @@ def test_every_golden_vector_of_single_utterances(tmp_path):
     vectors = load_file(SHARED / "tiny-1.safetensors")
     convert(SHARED / "tiny-1.pt", tmp_path / "supernet", search_space=SHARED / "tiny-1.json", verify=False)
     model = LightHubertForPreTraining.from_pretrained(tmp_path / "supernet")
-    compared = 0
+    exact, compared = in_double(model), 0
     for name, subnet in described["subnets"].items():
         if name == "window16":
             continue
-        model.set_active_subnet(Subnet(subnet["embed_dim"], subnet["heads_num"], subnet["ffn_embed"]))
+        for twin in (model, exact):
+            twin.set_active_subnet(Subnet(subnet["embed_dim"], subnet["heads_num"], subnet["ffn_embed"]))
         for wav in ("wav0", "wav1", "wav2"):
             with torch.no_grad():
-                states = model(vectors[wav][None], output_hidden_states=True).hidden_states
+                states, precise = (
+                    twin(vectors[wav][None], output_hidden_states=True).hidden_states for twin in (model, exact)
+                )
             for index in range(1, len(states)):
-                expected = vectors[f"{name}.{wav}.hidden{index}"]
-                torch.testing.assert_close(states[index][0], expected, rtol=0, atol=2e-5)
+                vector = vectors[f"{name}.{wav}.hidden{index}"]
+                assert_as_the_original(states[index][0], vector, precise[index][0])
                 compared += 1
     assert compared > 200
 
@@ -132,7 +145,7 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_verify(name, save_original, small_space, tmp_path):
     report = convert(save_original(**VARIANTS[name]), tmp_path / "supernet", search_space=small_space)
-    assert report.max_difference < 1e-5
+    assert report.max_difference < 1e-9
     cls = LightHubertModel if name == "no head" else LightHubertForPreTraining
     config = LightHubertConfig.from_pretrained(tmp_path / "supernet")
     assert config.architectures == [cls.__name__]
@@ -184,7 +197,7 @@ def test_newer_spelling_of_weight_norm(save_original, small_space, tmp_path):
             weights[f"encoder.pos_conv.0.parametrizations.weight.{new}"] = weights.pop(f"encoder.pos_conv.0.{old}")
 
     report = convert(save_original(respell), tmp_path / "supernet", search_space=small_space)
-    assert report.max_difference < 1e-5
+    assert report.max_difference < 1e-9
 
 
 def test_half_precision_stays(save_original, small_space, tmp_path):
@@ -192,7 +205,7 @@ def test_half_precision_stays(save_original, small_space, tmp_path):
         for name, weight in checkpoint["model"].items():
             checkpoint["model"][name] = weight.half()
 
-    assert convert(save_original(halve), tmp_path / "supernet", search_space=small_space).max_difference < 1e-4
+    assert convert(save_original(halve), tmp_path / "supernet", search_space=small_space).max_difference < 1e-9
     assert LightHubertModel.from_pretrained(tmp_path / "supernet").dtype == torch.float16
 
 
@@ -280,7 +293,7 @@ def test_importance_sorting_is_for_untrained_subnets(save_original, small_space,
         convert(save_original(), tmp_path / "a", search_space=small_space, importance_sorting=True)
     report = convert(save_original(_name=STAGE_1), tmp_path / "b", search_space=small_space, importance_sorting=True)
     assert report.verified == ("the largest subnet",)
-    assert report.max_difference < 1e-5
+    assert report.max_difference < 1e-9
 
 
 def test_the_original_cannot_hold_every_model(make_model, tmp_path):

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from lighthubert_hf import LightHubertModel, SearchSpace
 from lighthubert_hf.conversion.importance import ffn_importance, ffn_use, head_importance, rearrangements
 
+from ..precision import assert_as_exact, assert_rounded_alike, in_double
+
 
 def choices(values):
     return st.lists(st.sampled_from(values), min_size=1, max_size=3, unique=True).map(tuple)
@@ -28,17 +30,16 @@ def rearrange(model, space):
     return found
 
 
+@pytest.mark.numerical
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(space=SPACES, seed=st.integers(0, 5))
 @torch.no_grad()
 def test_largest_subnet_computes_the_same(make_model, waveforms, space, seed):
     model = make_model(LightHubertModel, seed=seed)
     model.set_active_subnet(space.largest())
-    before = model(waveforms, output_hidden_states=True)
+    before, exact = (twin(waveforms, output_hidden_states=True).hidden_states for twin in (model, in_double(model)))
     rearrange(model, space)
-    after = model(waveforms, output_hidden_states=True)
-    for old, new in zip(before.hidden_states, after.hidden_states):
-        torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-5)
+    assert_as_exact(model(waveforms, output_hidden_states=True).hidden_states, before, exact)
 
 
 @torch.no_grad()
@@ -51,11 +52,12 @@ def test_narrow_subnets_get_the_important_parts(make_model):
     for layer in model.encoder.layers:
         attention, ffn = layer.attention, layer.feed_forward
         heads = head_importance(attention.v_proj.weight, attention.out_proj.weight, head_dim)
-        assert (heads.diff() <= 1e-6).all()
+        assert (heads.diff() <= 1e-5 * heads.max()).all()  # importances of sums in another order
         units = ffn_importance(ffn.intermediate_dense.weight[:, :width], ffn.output_dense.weight[:width])
         levels = [units[use == count] for count in use.unique()]
         assert len(levels) > 2
-        assert all(rarer.max() <= commoner.min() for rarer, commoner in pairwise(levels))
+        # Up to sums in another order.
+        assert all(rarer.max() <= (1 + 1e-5) * commoner.min() for rarer, commoner in pairwise(levels))
 
 
 @torch.no_grad()
@@ -80,7 +82,7 @@ def test_sorting_helps_where_importance_differs(make_model, waveforms):
 def test_head_importance_is_the_norm_of_the_product():
     value, output = torch.randn(3 * 4, 10), torch.randn(10, 3 * 4)
     expected = [torch.linalg.norm(output[:, i : i + 4] @ value[i : i + 4]) for i in (0, 4, 8)]
-    torch.testing.assert_close(head_importance(value, output, 4), torch.stack(expected))
+    assert_rounded_alike(head_importance(value, output, 4), torch.stack(expected), 4 * 10 + 4)
 
 
 @pytest.mark.parametrize(("width", "units"), [(32, [*range(32), *range(64, 96)]), (64, [*range(128)])])

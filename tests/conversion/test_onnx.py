@@ -6,7 +6,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,6 +19,7 @@ from lighthubert_hf import (
 from lighthubert_hf.conversion import ConversionError, export_onnx
 from lighthubert_hf.conversion import onnx as exporting
 
+from ..precision import assert_as_exact, in_double
 from ..tiny import TINY_SPACE
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -58,7 +58,10 @@ def exported(make_model, tmp_path_factory):
 
 
 def compare(path, model, output):
-    """Assert that the file and the model agree on batches other than those that the export itself compares."""
+    """Assert that the file and the model agree on batches other than those that the export itself compares.
+
+    onnxruntime approximates exp and erf more coarsely than PyTorch, by some 1e-6.
+    """
     session = onnxruntime.InferenceSession(str(path))
     assert [found.name for found in session.get_outputs()] == [output]
     generator = torch.Generator().manual_seed(1)
@@ -68,13 +71,14 @@ def compare(path, model, output):
         mask[0, max(400, samples // 2) :] = 0
         (found,) = session.run([output], {"input_values": values.numpy(), "attention_mask": mask.numpy()})
         with torch.no_grad():
-            expected = getattr(model(values, mask), output).numpy()
-        if expected.ndim == 3:
-            valid = model._get_feature_vector_attention_mask(expected.shape[1], mask).numpy()
-            found, expected = found[valid], expected[valid]
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+            results = [torch.from_numpy(found), *(getattr(m(values, mask), output) for m in (model, in_double(model)))]
+        if found.ndim == 3:
+            valid = model._get_feature_vector_attention_mask(found.shape[1], mask)
+            results = [result[valid] for result in results]
+        assert_as_exact(*results, floor=100)
 
 
+@pytest.mark.numerical
 def test_exported_encoder_equals_pytorch(exported):
     model, _, path, _ = exported
     compare(path, model, "last_hidden_state")
@@ -83,8 +87,9 @@ def test_exported_encoder_equals_pytorch(exported):
 
 def test_int8_states_what_it_costs(exported):
     _, _, exact, report = exported
-    assert 1e-4 < report.relative_error < 0.3
-    assert report.max_difference > 1e-4
+    assert 1e-3 < report.relative_error < 0.3
+    assert report.pytorch_error < 1e-4
+    assert report.max_difference > 1e-3
     assert report.speed > 0
     assert "times as fast" in str(report)
     assert report.num_bytes == os.path.getsize(report.output)
@@ -93,6 +98,7 @@ def test_int8_states_what_it_costs(exported):
     assert len({samples for _, samples in report.checked}) > 2
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("spoiled", [False, True])
 def test_wrong_file_is_noticed(spoiled, exported, tmp_path, monkeypatch):
     _, folder, exact, _ = exported
@@ -100,7 +106,7 @@ def test_wrong_file_is_noticed(spoiled, exported, tmp_path, monkeypatch):
     if spoiled:
         other = LightHubertModel.from_pretrained(folder)
         with torch.no_grad():
-            other.encoder.layers[1].feed_forward.output_dense.bias[0] += 0.5
+            other.encoder.layers[1].feed_forward.output_dense.weight[3] += 1e-3
         other.save_pretrained(tmp_path / "subnet")
     monkeypatch.setattr(exporting, "_export", lambda model, example, path, name: shutil.copy(exact, path))
     if spoiled:
@@ -109,7 +115,8 @@ def test_wrong_file_is_noticed(spoiled, exported, tmp_path, monkeypatch):
         assert os.listdir(tmp_path) == ["subnet"]
     else:
         report = export_onnx(tmp_path / "subnet", tmp_path / "model.onnx")
-        assert report.max_difference < 1e-4
+        assert 0 < report.pytorch_error < 1e-4
+        assert report.max_difference < 1e-3
         assert report.speed is None
 
 

@@ -16,6 +16,8 @@ from transformers import HubertModel, Wav2Vec2FeatureExtractor
 from lighthubert_hf import LightHubertModel, Subnet
 from lighthubert_hf.hub.folder import save_model_folder
 
+from ..precision import assert_as_exact, in_double
+
 SAMPLING_RATE, DOWNSAMPLE_RATE = 16_000, 320
 # Layers differ, so the export has to pad them.
 SUBNET = Subnet(64, (4, 2, 1), (192, 96, 128))
@@ -55,15 +57,17 @@ def test_the_folder_says_that_waveforms_are_normalised(folder):
     assert json.loads((Path(folder) / "config.json").read_text())["model_type"] == "hubert"
 
 
+@pytest.mark.numerical
 @torch.inference_mode()
 def test_every_utterance_of_a_padded_batch_is_what_the_subnet_makes_of_it_alone(static, folder, waveforms):
     batch = hidden_states(folder, waveforms)
     assert len(batch) == SUBNET.num_hidden_layers + 1
+    twins = static, in_double(static)
     for row, waveform in enumerate(waveforms):
         normalised = (waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)
-        alone = static(torch.from_numpy(normalised)[None], output_hidden_states=True).hidden_states
-        for ours, theirs in zip(alone, batch, strict=True):
-            torch.testing.assert_close(theirs[row, : ours.shape[1]], ours[0], rtol=1e-4, atol=1e-4)
+        audio = torch.from_numpy(normalised)[None]
+        alone, exact = (twin(audio, output_hidden_states=True).hidden_states for twin in twins)
+        assert_as_exact([states[row : row + 1, : alone[0].shape[1]] for states in batch], alone, exact)
 
 
 def test_the_featurizer_can_weigh_the_layers_and_cut_the_utterances(folder, waveforms):

@@ -7,9 +7,10 @@ from safetensors.torch import load_file
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, SearchSpace, Subnet
 from lighthubert_hf.conversion.original.names import from_original
 
-from ..golden import GOLDEN_VECTORS, golden_description, original_checkpoint
+from ..golden import GOLDEN_VECTORS, assert_as_the_original, golden_description, original_checkpoint
+from ..precision import in_double
 
-TOLERANCE = {"rtol": 0, "atol": 1e-5}
+pytestmark = pytest.mark.numerical
 DESCRIPTION = golden_description()
 SUBNETS = {name: Subnet.from_dict(entry["subnet"]) for name, entry in DESCRIPTION["subnets"].items()}
 GLOBAL = [name for name, entry in DESCRIPTION["subnets"].items() if entry["attention_window"] is None]
@@ -40,55 +41,67 @@ def supernet(request):
     return model
 
 
+@pytest.fixture(scope="module")
+def exact(supernet):
+    return in_double(supernet)
+
+
 @pytest.mark.parametrize("name", GLOBAL)
 @pytest.mark.parametrize("static", [False, True], ids=["slice", "extracted"])
 @torch.no_grad()
-def test_subnets(supernet, vectors, name, static):
+def test_subnets(supernet, exact, vectors, name, static):
     supernet.set_active_subnet(SUBNETS[name])
+    exact.set_active_subnet(SUBNETS[name])
     model = supernet.extract_subnet() if static else supernet
-    out = model(vectors["wav0"][None], output_hidden_states=True)
+    out, precise = (twin(vectors["wav0"][None], output_hidden_states=True) for twin in (model, exact))
     assert len(out.hidden_states) == SUBNETS[name].num_hidden_layers + 1
-    for expected, found in {
-        "hidden1": out.hidden_states[1],
-        "hidden6": out.hidden_states[6],
-        "last": out.hidden_states[-1],
-        "prediction": out.predictions,
+    for vector, read in {
+        "hidden1": lambda out: out.hidden_states[1],
+        "hidden6": lambda out: out.hidden_states[6],
+        "last": lambda out: out.hidden_states[-1],
+        "prediction": lambda out: out.predictions,
     }.items():
-        torch.testing.assert_close(found[0], vectors[f"{name}.wav0.{expected}"], **TOLERANCE)
+        assert_as_the_original(read(out)[0], vectors[f"{name}.wav0.{vector}"], read(precise)[0])
     assert torch.equal(out.last_hidden_state, out.hidden_states[-1])
 
 
 @torch.no_grad()
-def test_masked_frames(supernet, vectors):
-    supernet.set_active_subnet(SUBNETS["random0"])
+def test_masked_frames(supernet, exact, vectors):
     mask = vectors["random0.mask_indices"].bool()[None]
-    out = supernet(vectors["wav0"][None], mask_time_indices=mask)
-    torch.testing.assert_close(out.last_hidden_state[0], vectors["random0.masked.last"], **TOLERANCE)
+    outputs = []
+    for model in (supernet, exact):
+        model.set_active_subnet(SUBNETS["random0"])
+        outputs.append(model(vectors["wav0"][None], mask_time_indices=mask).last_hidden_state[0])
+    assert_as_the_original(outputs[0], vectors["random0.masked.last"], outputs[1])
 
 
 @torch.no_grad()
-def test_sliding_window(supernet, vectors):
+def test_sliding_window(supernet, exact, vectors):
     subnet, window = SUBNETS["window16"], DESCRIPTION["subnets"]["window16"]["attention_window"]
-    supernet.config.attention_window = window
-    try:
-        with supernet.subnet_activated(subnet):
-            out = supernet(vectors["wav3"][None])
-    finally:
-        supernet.config.attention_window = None
-    torch.testing.assert_close(out.last_hidden_state[0], vectors["window16.wav3.last"], **TOLERANCE)
+    outputs = []
+    for model in (supernet, exact):
+        model.config.attention_window = window
+        try:
+            with model.subnet_activated(subnet):
+                outputs.append(model(vectors["wav3"][None]).last_hidden_state[0])
+        finally:
+            model.config.attention_window = None
+    assert_as_the_original(outputs[0], vectors["window16.wav3.last"], outputs[1])
 
 
 @torch.no_grad()
-def test_padded_batch(supernet, vectors):
+def test_padded_batch(supernet, exact, vectors):
     """With the original's idea of which frames are valid; ours follows transformers and drops up to two more."""
-    supernet.set_active_subnet(SUBNETS["default"])
     wavs = [vectors[f"wav{i}"] for i in range(3)]
     batch = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
     valid = ~vectors["default.padded_mask"].bool()
-    model = supernet.lighthubert
-    hidden_states = model.feature_projection(model.extract_features(batch))
-    out = model.encoder(hidden_states, valid).last_hidden_state
-    torch.testing.assert_close(out[valid], vectors["default.padded"][valid], **TOLERANCE)
+    outputs = []
+    for twin in (supernet, exact):
+        twin.set_active_subnet(SUBNETS["default"])
+        model = twin.lighthubert
+        hidden_states = model.feature_projection(model.extract_features(batch))
+        outputs.append(model.encoder(hidden_states, valid).last_hidden_state[valid])
+    assert_as_the_original(outputs[0], vectors["default.padded"][valid], outputs[1])
 
 
 @pytest.mark.parametrize("name", SUBNETS)

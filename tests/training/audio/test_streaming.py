@@ -44,8 +44,8 @@ def test_items_are_what_a_model_takes(shards):
     values = example["input_values"]
     assert values.dtype == np.float32
     assert values.shape == (example["num_samples"],)
-    assert abs(values.mean()) < 1e-5
-    assert abs(values.std() - 1) < 1e-4
+    assert abs(values.mean(dtype=float)) < 1e-5  # rounding of a mean off by eps of the largest sample
+    assert abs(values.std(dtype=float) - 1) < 1e-4  # what 1e-7 under the root does to synthetic noise
 
 
 def test_all_columns_and_waveforms_as_they_are(shards):
@@ -371,7 +371,7 @@ def test_crops_depend_on_seed_epoch_and_example(tmp_path):
         for example in islice(AudioStream([source], seed=seed, crop_seconds=0.6), 12):
             start = 8_000 - int(example["input_values"].argmax())
             expected = normalise(impulse.astype(np.float32)[start : start + 9_600])
-            np.testing.assert_allclose(example["input_values"], expected, atol=1e-5)
+            np.testing.assert_allclose(example["input_values"], expected, atol=1e-5)  # the same code, on a crop
             found.append(start)
         return found
 

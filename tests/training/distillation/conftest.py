@@ -10,13 +10,14 @@ from lighthubert_hf.training.distillation.recipe import DistillationRecipe
 from lighthubert_hf.training.recipes.loading import parse_recipe
 from lighthubert_hf.training.synthetic.speech import synthesise_corpus
 
+from ...conftest import NUM_THREADS
 from .tiny import TINY, TINY_SPACE
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(NUM_THREADS)
     yield
     torch.set_num_threads(before)
 

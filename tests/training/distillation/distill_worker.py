@@ -53,7 +53,7 @@ def work(path: str, rank: int = 0, world_size: int = 1, port: int = 0, **fault) 
     from lighthubert_hf.training.distillation import run as module
     from lighthubert_hf.training.recipes.loading import load_recipe
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
     if world_size > 1 and port:
         os.environ.update(
             RANK=str(rank),

@@ -213,6 +213,7 @@ def test_scores_do_not_depend_on_the_batch(kind, norm, tmp_path):
         assert batches == (1 if seconds > 1 and norm == "layer" else 6)
         metrics = trainer.evaluate(examples_of(kind))
         results.append({key: value for key, value in metrics.items() if key in SCORES})
+    # Losses are means; random models of this size make less than 1e-5 of rounding, and no two scores are that close.
     assert results[0] == pytest.approx(results[1], rel=1e-4)
     assert len(results[0]) == (1 if kind == "verification" else 2)
 

@@ -16,6 +16,8 @@ from lighthubert_hf.training.superb.feature_store import FeatureStore, data_fing
 from lighthubert_hf.training.superb.splits import CachedSplit, LiveSplit, Selection
 from lighthubert_hf.training.superb.upstream import Upstream, load_upstream
 
+from ...precision import assert_as_exact, in_double
+
 
 def selection(folder, split: str = "train", **options) -> Selection:
     return Selection(AudioSource(str(folder), split, all_columns=True), **options)
@@ -38,16 +40,21 @@ def counted(upstream, monkeypatch):
     return upstream, calls
 
 
+@torch.no_grad()
+def alone_and_exact(model, waveform: torch.Tensor) -> list[torch.Tensor]:
+    """All hidden states of one waveform, in float32 and in float64."""
+    inputs = ((model, waveform[None]), (in_double(model), waveform[None].double()))
+    return [torch.stack(twin(audio, output_hidden_states=True).hidden_states, 2)[0] for twin, audio in inputs]
+
+
+@pytest.mark.numerical
 def test_features_are_all_hidden_states_of_each_utterance_alone(upstream, waveforms):
     lengths = [4800, 4000, 399, 700]
     given = [row[:length].numpy() for row, length in zip(waveforms, lengths, strict=True)]
     found = upstream.features(given)
     for waveform, states in zip(given, found, strict=True):
         padded = np.pad(normalise(waveform), (0, max(0, 400 - len(waveform))))
-        with torch.no_grad():
-            outputs = upstream.model(torch.from_numpy(padded)[None], output_hidden_states=True)
-        expected = torch.stack(outputs.hidden_states, 2)[0]
-        torch.testing.assert_close(states, expected, atol=1e-4, rtol=1e-4)
+        assert_as_exact(states, *alone_and_exact(upstream.model, torch.from_numpy(padded)))
     assert found[0].shape[1:] == (upstream.num_states, upstream.width)
 
 
@@ -78,7 +85,7 @@ def test_waveforms_run_together_where_padding_changes_nothing(kind, batches):
     upstream.features(given)
     assert len(runs) == batches
     for together, waveform in zip(upstream.features(given), given, strict=True):
-        torch.testing.assert_close(together, upstream.features([waveform])[0], atol=1e-4, rtol=1e-4)
+        assert_as_exact(together, *alone_and_exact(upstream.model, torch.from_numpy(normalise(waveform))))
 
 
 def test_a_hit_gives_the_same_bits_and_runs_nothing(counted, superb_folder, tmp_path):
@@ -135,7 +142,7 @@ def test_what_does_not_fit_is_computed_on_the_fly_and_said(upstream, superb_fold
     assert live.rows == cached.rows
     for name, (row, features) in read(live).items():
         assert row == read(cached)[name][0]
-        np.testing.assert_allclose(features, read(cached)[name][1], atol=2e-2)
+        np.testing.assert_allclose(features, read(cached)[name][1], atol=2e-2)  # of values up to 20, kept in float16
     batches = live.batches(5, seed=0)
     seen = [utterance.id for _ in range(5) for utterance in next(batches)]
     assert set(seen) == set(cached.ids)

@@ -14,6 +14,8 @@ from lighthubert_hf.training.superb.heads import (
 )
 from lighthubert_hf.training.superb.spec_augment import spec_augment
 
+from ...precision import assert_as_exact, assert_rounded_alike, in_double
+
 STATES, WIDTH = 3, 8
 SMALL = {"projection": 16, "recurrent": 12, "size": 16, "pooled": 24}
 HEADS = {
@@ -37,37 +39,38 @@ def features(frames: int, rows: int = 1, seed: int = 0) -> torch.Tensor:
 def test_weighted_sum_by_hand():
     layer = WeightedSum(STATES)
     given = features(5)
-    torch.testing.assert_close(layer(given), given.mean(2))
+    assert_rounded_alike(layer(given), given.mean(2), 2 * STATES)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([0.0, 50.0, 0.0]))
-    torch.testing.assert_close(layer(given), given[:, :, 1])
+    assert_rounded_alike(layer(given), given[:, :, 1], 2 * STATES)
     assert sum(layer.shares()) == pytest.approx(1)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("kind", HEADS)
 def test_padding_changes_nothing(kind):
     head = make(kind).eval()
     short, long = features(21), features(30, seed=1)
     padded = torch.cat([torch.nn.functional.pad(short, (0, 0, 0, 0, 0, 9)), long])
     together = head(padded, torch.tensor([21, 30]))
-    alone = head(short, torch.tensor([21]))
-    rows = slice(None) if alone.ndim == 2 else slice(21)
-    torch.testing.assert_close(together[:1, rows] if alone.ndim == 3 else together[:1], alone, atol=1e-5, rtol=1e-5)
+    alone, exact = head(short, torch.tensor([21])), in_double(head)(short.double(), torch.tensor([21]))
+    assert_as_exact(together[:1, :21] if alone.ndim == 3 else together[:1], alone, exact)
 
 
 def test_utterances_shorter_than_the_tdnn():
     head = make(XVector).eval()
     found = head(torch.cat([features(2), features(2, seed=1)]), torch.tensor([2, 1]))
     assert found.isfinite().all()
-    torch.testing.assert_close(head(features(2, seed=1)[:, :1], torch.tensor([1])), found[1:], atol=1e-5, rtol=1e-5)
+    alone, length = features(2, seed=1)[:, :1], torch.tensor([1])
+    assert_as_exact(found[1:], head(alone, length), in_double(head)(alone.double(), length))
 
 
 def test_the_mean_may_be_taken_beforehand():
     head = make(UtteranceClassifier)
     given = features(17)
-    torch.testing.assert_close(
-        head(given, torch.tensor([17])), head(given.mean(1, keepdim=True), torch.tensor([1])), atol=1e-6, rtol=1e-5
-    )
+    found = head(given.mean(1, keepdim=True), torch.tensor([1]))
+    length = torch.tensor([17])
+    assert_as_exact(found, head(given, length), in_double(head)(given.double(), length))
 
 
 @pytest.mark.parametrize("kind", HEADS)
