@@ -119,7 +119,8 @@ def questions() -> dict[str, tuple[Any, Contenders]]:
     found["`TILE_ROWS`, training, 4 s"] = front_end_training(model)
     found["`FRAMES_PER_GROUP`, 8 rows to 4 s"] = grouping(model)
     found |= {f"`MIN_FOURIER_FRAMES`, {frames} frames": positional(model, frames) for frames in (1, 4, 8, 16, 49)}
-    found |= {f"`MIN_FOURIER_FRAMES_TRAINING`, {n} frames": positional(model, n, True) for n in (32, 99, 249, 499)}
+    counts = (32, 99, 199, 249, 499)
+    found |= {f"`MIN_FOURIER_FRAMES_TRAINING`, {n} frames": positional(model, n, training=True) for n in counts}
     found |= {f"oneDNN's product, {frames} frames": products(model, frames) for frames in (49, 249)}
     return found | {"F(2, 2), a tile": pairs(channels_last.TILE_ROWS)}
 

@@ -18,7 +18,7 @@ from .fast_paths import PRECISE, WeightCache, is_recorded, is_watched, runs_plai
 # Measured, with and without AVX-512: below so many frames the direct convolution is as fast as the one by Fourier
 # transform. In training the weights' own transform, forth and back, is part of every step.
 MIN_FOURIER_FRAMES = 32
-MIN_FOURIER_FRAMES_TRAINING = 256
+MIN_FOURIER_FRAMES_TRAINING = 224
 
 Ranges = tuple[tuple[int, int], ...]
 
