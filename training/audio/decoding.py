@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 
 SAMPLING_RATE = 16_000
+# Audio lies within ±1. A mix may overshoot that; a sample this far out is a broken one, or on another scale.
+LARGEST_SAMPLE = 100.0
 
 
 class AudioDecodeError(ValueError):
@@ -56,7 +58,7 @@ def decode_audio(data: bytes, name: str) -> np.ndarray:
         `np.ndarray` of shape `(num_samples,)`, float32, 16 kHz. May be empty.
 
     Raises:
-        AudioDecodeError: It is not audio that libsndfile reads, or holds values that are not finite.
+        AudioDecodeError: It is not audio that libsndfile reads, or holds values that are not finite or far beyond ±1.
     """
     import soundfile
     import soxr
@@ -65,12 +67,24 @@ def decode_audio(data: bytes, name: str) -> np.ndarray:
         waveform, sampling_rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, ValueError, OverflowError, MemoryError) as error:
         raise AudioDecodeError(f"{name} cannot be decoded as audio: {error}") from error
+    _check_samples(waveform, name)
     waveform = waveform.mean(axis=1, dtype=np.float32)
-    if not np.isfinite(waveform).all():
-        raise AudioDecodeError(f"{name} holds samples that are not finite")
     if sampling_rate != SAMPLING_RATE and len(waveform):
         waveform = soxr.resample(waveform, sampling_rate, SAMPLING_RATE)
     return np.ascontiguousarray(waveform, dtype=np.float32)
+
+
+def _check_samples(samples: np.ndarray, name: str) -> None:
+    """Refuse what a file of integers cannot hold, and a file of floats should not."""
+    if not samples.size:
+        return
+    largest = max(-float(samples.min()), float(samples.max()))  # NaN if any sample is
+    if not np.isfinite(largest):
+        raise AudioDecodeError(f"{name} holds samples that are not finite")
+    if largest > LARGEST_SAMPLE:
+        raise AudioDecodeError(
+            f"{name} holds samples as large as {largest:.3g}, where audio lies within ±1; scale it, or record it anew"
+        )
 
 
 def load_audio(audio: Mapping | str | os.PathLike) -> np.ndarray:

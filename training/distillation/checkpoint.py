@@ -8,7 +8,7 @@ step-00010000/
     trainer.json                 step, counters, loss scale, where each process stands in the data
     optimizer.safetensors        "parameter/exp_avg", "parameter/exp_avg_sq", "parameter/step"
     objective.safetensors        the objective's own heads
-  complete.json                  written last: names and sizes of all files
+  complete.json                  written last: sizes and checksums of all files
 ```
 
 Where it lies is drawn in `runs/run_folder.py`. It is written beside its name and renamed when complete (see

@@ -1,11 +1,24 @@
-"""The checkpoints of a run: `checkpoints/step-N`, each complete or not there."""
+"""The checkpoints of a run: `checkpoints/step-N`, each complete or not there, and known to be as it was written.
 
+A disk that loses power, or a bit, may hold files other than were written. The mark of a checkpoint therefore names all
+its files with their checksums, and its own. A checkpoint that differs is never gone on from: the one before it is.
+"""
+
+import hashlib
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
 from lighthubert_hf.files import remove_folder
 
+logger = logging.getLogger(__name__)
+
 MARKER = "complete.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is not as it was written. The message names what of it."""
 
 
 def checkpoint_folder(checkpoints: Path, step: int) -> Path:
@@ -18,37 +31,103 @@ def checkpoint_step(folder: Path) -> int:
 
 
 def mark_complete(folder: Path, num_processes: int) -> None:
-    """Note the names and sizes of all files, and whose they are: the last thing that is written into a checkpoint."""
-    sizes = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
-    (folder / MARKER).write_text(json.dumps({"processes": num_processes, "files": sizes}, indent=1), encoding="utf-8")
+    """Note all files with sizes and checksums, and whose they are: the last thing written into a checkpoint."""
+    files = {
+        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "blake2b": _checksum(file)}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+    mark = {"processes": num_processes, "files": files}
+    text = json.dumps(mark | {"blake2b": _checksum_of(mark)}, indent=1)
+    (folder / MARKER).write_text(text, encoding="utf-8")
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether every file that the save wrote is there in full length."""
-    marker = folder / MARKER
-    if not marker.is_file():
-        return False
-    sizes = json.loads(marker.read_text(encoding="utf-8"))["files"]
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+def check_complete(folder: Path, *, contents: bool = True) -> None:
+    """See that a checkpoint is as it was written.
+
+    Args:
+        contents: Read all files and compare their checksums; otherwise only the mark's own, and the files' sizes.
+
+    Raises:
+        CheckpointError: It is not.
+    """
+    for name, facts in _mark(folder)["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{folder} lacks {name}")
+        if (size := file.stat().st_size) != facts["size"]:
+            raise CheckpointError(f"{folder}: {name} has {size} bytes instead of {facts['size']}")
+        if contents and _checksum(file) != facts["blake2b"]:
+            raise CheckpointError(f"{folder}: {name} has changed since it was written (its checksum is another)")
+
+
+def _mark(folder: Path) -> dict[str, Any]:
+    file = folder / MARKER
+    try:
+        mark = json.loads(file.read_text(encoding="utf-8"))
+        intact = mark.pop("blake2b") == _checksum_of(mark)
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} lacks {MARKER}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        intact = False  # whatever is in it, it is no mark
+    if not intact:
+        raise CheckpointError(f"{folder}: {MARKER} is empty or damaged")
+    return mark
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _checksum_of(mark: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(mark, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def num_processes_of(folder: Path) -> int:
     """How many processes wrote a checkpoint, each with its own place in the data."""
-    return json.loads((folder / MARKER).read_text(encoding="utf-8"))["processes"]
+    return _mark(folder)["processes"]
 
 
-def complete_checkpoints(checkpoints: Path) -> list[Path]:
-    """In the order of their steps."""
-    return sorted(folder for folder in checkpoints.glob("step-*") if is_complete(folder))
+def latest_checkpoint(checkpoints: Path, *, contents: bool = True) -> Path | None:
+    """The checkpoint of the highest step that is as it was written; a later one that is not is named in a warning.
 
+    Args:
+        contents: As for `check_complete`.
 
-def latest_checkpoint(checkpoints: Path) -> Path | None:
-    """The complete checkpoint of the highest step."""
-    return next(reversed(complete_checkpoints(checkpoints)), None)
+    Raises:
+        CheckpointError: There are checkpoints, but none is as it was written.
+    """
+    problems = []
+    for folder in sorted(checkpoints.glob("step-*"), reverse=True):
+        try:
+            check_complete(folder, contents=contents)
+        except CheckpointError as problem:
+            problems.append(str(problem))
+            continue
+        for problem in problems:
+            logger.warning("%s; the run goes on from %s instead", problem, folder.name)
+        return folder
+    if problems:
+        raise CheckpointError(
+            f"no checkpoint in {checkpoints} can be gone on from: {problems[0]}; restore one from a copy, or start "
+            "over with --overwrite (overwrite=True)"
+        )
+    return None
 
 
 def rotate(checkpoints: Path, keep: int, in_use: Path | None = None) -> None:
-    """Delete all but the newest `keep` complete checkpoints, and not the one in use (uploaded now; the best)."""
-    for folder in complete_checkpoints(checkpoints)[:-keep]:
+    """Delete all but the newest `keep` checkpoints, and not the one in use (uploaded now; the best).
+
+    One that is not in full length stays: it does not count as one of those kept, and somebody may want to look at it.
+    """
+    complete = []
+    for folder in sorted(checkpoints.glob("step-*")):
+        try:
+            check_complete(folder, contents=False)
+        except CheckpointError:
+            continue
+        complete.append(folder)
+    for folder in complete[:-keep]:
         if folder != in_use:
             remove_folder(folder)

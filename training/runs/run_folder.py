@@ -15,6 +15,7 @@ checkpoint: before that there is nothing to lose, and another recipe may take th
 run, or something else, is refused. `overwrite` starts a run over; what is no run's it never touches.
 """
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -27,7 +28,7 @@ from accelerate.utils import broadcast_object_list
 from lighthubert_hf.files import is_leftover, sweep, write_text
 from lighthubert_hf.training.recipes.sections import Recipe
 
-from .checkpoints import latest_checkpoint, num_processes_of
+from .checkpoints import CheckpointError, latest_checkpoint, num_processes_of
 
 RECIPE, CHECKPOINTS, MODEL, METRICS, LOG = "recipe.yaml", "checkpoints", "model", "metrics.json", "log.jsonl"
 # Synthetic speech that a run makes for itself.
@@ -55,18 +56,23 @@ def claim_folder(recipe: Recipe, *, overwrite: bool = False) -> Path | None:
         overwrite: Start over: delete the run that is there, of whatever recipe.
 
     Returns:
-        The checkpoint to go on from, if there is one: the main process looks, so that all agree.
+        The checkpoint to go on from, if there is one: the main process looks, so that all agree. A damaged one is
+        named in a warning, and the one before it taken.
 
     Raises:
-        ValueError: It holds a run of another recipe, or something else.
+        ValueError: It holds a run of another recipe, or something else, or damaged checkpoints only.
     """
     found: list[Any] = [None, None]
     if PartialState().is_main_process:
         folder = Path(recipe.output_dir)
-        problem = _problem(folder, recipe, overwrite)
-        if problem is None:
-            _take(folder, recipe, overwrite)
-        found = [problem, str(_latest(folder) or "")]
+        try:
+            checkpoint = None if overwrite else _latest(folder)
+            problem = _problem(folder, recipe, overwrite, checkpoint)
+            if problem is None:
+                _take(folder, recipe, overwrite, checkpoint)
+        except CheckpointError as error:
+            checkpoint, problem = None, str(error)
+        found = [problem, str(checkpoint or "")]
     broadcast_object_list(found)
     problem, checkpoint = found
     if problem:
@@ -74,7 +80,7 @@ def claim_folder(recipe: Recipe, *, overwrite: bool = False) -> Path | None:
     return Path(checkpoint) if checkpoint else None
 
 
-def _problem(folder: Path, recipe: Recipe, overwrite: bool) -> str | None:
+def _problem(folder: Path, recipe: Recipe, overwrite: bool, checkpoint: Path | None) -> str | None:
     """Why the folder cannot be this recipe's."""
     if folder.exists() and not folder.is_dir():
         return f"{folder} is a file; choose another output_dir"
@@ -83,7 +89,7 @@ def _problem(folder: Path, recipe: Recipe, overwrite: bool) -> str | None:
         others = [entry.name for entry in folder.iterdir() if not is_leftover(entry)] if folder.exists() else []
         if others:
             return f"{folder} holds something else (it has {min(others)!r}, no {RECIPE}); choose another output_dir"
-    elif not overwrite and _has_begun(folder) and (changed := _difference(stored, recipe, _latest(folder))):
+    elif not overwrite and _has_begun(folder, checkpoint) and (changed := _difference(stored, recipe, checkpoint)):
         return (
             f"{folder} holds a run with {changed}; take the same recipe, choose another output_dir, or start over "
             "with --overwrite (overwrite=True)"
@@ -98,20 +104,28 @@ def _stored(folder: Path) -> dict[str, Any] | None:
 
 
 def _latest(folder: Path) -> Path | None:
-    return latest_checkpoint(folder / CHECKPOINTS)
+    checkpoints = folder / CHECKPOINTS
+    if (folder / RECIPE).is_file():
+        sweep(checkpoints)
+    if (folder / MODEL).exists():  # nobody goes on from there
+        with contextlib.suppress(CheckpointError):
+            return latest_checkpoint(checkpoints, contents=False)
+        return None
+    return latest_checkpoint(checkpoints)
 
 
-def _has_begun(folder: Path) -> bool:
+def _has_begun(folder: Path, checkpoint: Path | None) -> bool:
     """Whether there is something to lose."""
-    return (folder / MODEL).exists() or _latest(folder) is not None
+    return (folder / MODEL).exists() or checkpoint is not None
 
 
-def _take(folder: Path, recipe: Recipe, overwrite: bool) -> None:
+def _take(folder: Path, recipe: Recipe, overwrite: bool, checkpoint: Path | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for place in (folder, folder / CHECKPOINTS):
         sweep(place)
     stored = _stored(folder)
-    if stored is not None and (overwrite or (not _has_begun(folder) and _difference(stored, recipe))):
+    begun = _has_begun(folder, checkpoint)
+    if stored is not None and (overwrite or (not begun and _difference(stored, recipe))):
         for name in (*_MADE_HERE, stored.get("logging", {}).get("project")):
             _remove(folder / name) if name else None
     write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

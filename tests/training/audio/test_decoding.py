@@ -89,6 +89,21 @@ def test_samples_that_are_not_finite_are_refused():
         decode_audio(encoded(np.array([0.0, np.nan, 1.0]), 16_000, subtype="FLOAT"), "x.wav")
 
 
+@pytest.mark.parametrize("sample", [3e38, -3e38, 1e30, -32768.0, np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_samples_far_beyond_one_are_refused_by_name(sample, channels):
+    audio = np.full((800, channels), 0.5, np.float32)
+    audio[123, -1] = sample
+    with pytest.raises(AudioDecodeError, match=r"x\.wav holds samples (that are not finite|as large as)") as raised:
+        decode_audio(encoded(audio, 16_000, subtype="FLOAT"), "x.wav")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_mix_that_overshoots_is_audio():
+    audio = np.full(800, 3.5, np.float32)
+    np.testing.assert_array_equal(decode_audio(encoded(audio, 16_000, subtype="FLOAT"), "x.wav"), audio)
+
+
 def test_missing_files_and_empty_rows_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.wav"):
         load_audio(tmp_path / "nothing.wav")

@@ -10,7 +10,13 @@ from lighthubert_hf.training.distillation.checkpoint import TrainingState, load_
 from lighthubert_hf.training.distillation.optimizer import flatten_optimizer, restore_optimizer
 from lighthubert_hf.training.distillation.recipe import StudentSection
 from lighthubert_hf.training.distillation.student import build_student
-from lighthubert_hf.training.runs.checkpoints import checkpoint_folder, is_complete, latest_checkpoint, rotate
+from lighthubert_hf.training.runs.checkpoints import (
+    CheckpointError,
+    check_complete,
+    checkpoint_folder,
+    latest_checkpoint,
+    rotate,
+)
 
 from .encoders import make_encoder
 from .tiny import TINY_SPACE
@@ -62,7 +68,8 @@ def test_only_complete_checkpoints_count(student, tmp_path):
     (tmp_path / "step-00000007" / "pretrained_model" / "config.json").unlink()
     assert latest_checkpoint(tmp_path).name == "step-00000003"
     (tmp_path / "step-00000003" / "complete.json").unlink()
-    assert latest_checkpoint(tmp_path) is None
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be gone on from: .*step-00000012"):
+        latest_checkpoint(tmp_path)
     assert latest_checkpoint(tmp_path / "nothing") is None
 
 
@@ -72,7 +79,9 @@ def test_rotation_spares_the_newest_and_what_is_in_use(student, tmp_path):
         save_checkpoint(folder, student, a_state(1), CardFacts())
     rotate(tmp_path, keep=2, in_use=folders[0])
     assert [folder.exists() for folder in folders] == [True, False, True, True]
-    assert all(is_complete(folder) for folder in folders if folder.exists())
+    for folder in folders:
+        if folder.exists():
+            check_complete(folder)
 
 
 def test_optimizer_state_round_trip():
