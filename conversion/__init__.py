@@ -1,7 +1,7 @@
 """Checkpoints in and out: the original's files, the HuBERT family, plain HuBERT, ONNX."""
 
+from .checkpoints.errors import ConversionError
 from .converter import ConversionReport, convert
-from .errors import ConversionError
 from .onnx import OnnxReport, export_onnx
 from .plain_hubert import save_plain_hubert
 

@@ -8,17 +8,17 @@ from lighthubert_hf import SearchSpace, Subnet
 from lighthubert_hf.files import WriteError
 from lighthubert_hf.hub.folder import written_beside
 
-from .checkpoint_reading import folder_weights, read_torch_file, torch_weights
-from .checkpoint_writing import check_free, file_written_beside
-from .errors import ConversionError, listed
-from .huggingface import layout_family
+from .checkpoints.errors import ConversionError, listed
+from .checkpoints.reading import folder_weights, read_torch_file, torch_weights
+from .checkpoints.writing import check_free, file_written_beside
+from .layout.spaces import read_space
+from .layout.supernet import Layout, write_supernet
 from .original.forward import Outputs, original_forward
 from .original.reading import layout_original
 from .original.writing import layout_supernet, write_original
 from .provenance import origin_facts
 from .sources import resolve
-from .spaces import read_space
-from .supernet import Layout, write_supernet
+from .transformers_family import layout_family
 from .verification import family_outputs, largest_difference, probe_waveform, supernet_outputs
 
 

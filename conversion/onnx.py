@@ -16,9 +16,9 @@ from torch import nn
 from lighthubert_hf import LightHubertForCTC, LightHubertForSequenceClassification, LightHubertModel
 from lighthubert_hf.files import scratch_folder
 
-from .checkpoint_reading import read_json
-from .checkpoint_writing import file_written_beside
-from .errors import ConversionError, first_line, listed
+from .checkpoints.errors import ConversionError, first_line, listed
+from .checkpoints.reading import read_json
+from .checkpoints.writing import file_written_beside
 from .verification import probe_waveform
 
 # Classes that are exported, and the output that is.

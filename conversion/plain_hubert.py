@@ -9,10 +9,10 @@ from lighthubert_hf import LightHubertModel
 from lighthubert_hf.hub.derived import same_function_facts
 from lighthubert_hf.hub.folder import complete_folder, load_facts, written_beside
 
-from .checkpoint_reading import read_json
-from .checkpoint_writing import check_free
+from .checkpoints.errors import ConversionError, listed
+from .checkpoints.reading import read_json
+from .checkpoints.writing import check_free
 from .converter import ConversionReport
-from .errors import ConversionError, listed
 from .verification import Outputs, largest_difference, probe_waveform
 
 

@@ -9,7 +9,7 @@ from lighthubert_hf.hub.card import CardFacts, teacher_license
 from lighthubert_hf.hub.derived import inherited
 from lighthubert_hf.hub.folder import load_facts
 
-from .errors import ConversionError, first_line
+from .checkpoints.errors import ConversionError, first_line
 
 # The released checkpoints, and what their authors say they were distilled from (their paper and README).
 _PUBLISHED = "mechanicalsea/lighthubert"

@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from .errors import ConversionError, first_line
+from .checkpoints.errors import ConversionError, first_line
 
 # What the HTTP library raises that huggingface_hub uses at present, when the Hub cannot be reached.
 _HTTP_ERROR = HfHubHTTPError.__bases__[0]

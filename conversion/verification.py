@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from lighthubert_hf import LightHubertForPreTraining, LightHubertModel
 
-from .errors import ConversionError, listed
+from .checkpoints.errors import ConversionError, listed
 from .original.forward import Outputs
 
 # Largest difference that passes, in units of the largest magnitude (at least 1). Rounding gives 1e-16, some thousand

@@ -11,7 +11,7 @@ from typing import Any
 from settings import Setting
 
 from lighthubert_hf import LightHubertForPreTraining, Subnet
-from lighthubert_hf.conversion.importance import rearrangements
+from lighthubert_hf.conversion.layout.importance import rearrangements
 from lighthubert_hf.costs.profiling import count_parameters
 from lighthubert_hf.files import replacing_folder
 from lighthubert_hf.training.audio.sources import AudioSource

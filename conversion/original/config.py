@@ -8,9 +8,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from lighthubert_hf import LightHubertConfig, SearchSpace, Subnet
-from lighthubert_hf.conversion.errors import ConversionError, first_line
-
-from .names import HEAD
+from lighthubert_hf.conversion.checkpoints.errors import ConversionError, first_line
+from lighthubert_hf.conversion.layout.supernet import HEAD
 
 # `cfg.model._name` of the checkpoints we know.
 STAGE_1, STAGE_2, FAIRSEQ_HUBERT = "student_hubert", "hubert_pruner", "hubert"

@@ -5,6 +5,8 @@
 
 import re
 
+from lighthubert_hf.conversion.layout.supernet import HEAD
+
 _POSITIONS = "encoder.pos_conv_embed.conv"
 
 FIXED: dict[str, str | None] = {
@@ -53,7 +55,6 @@ ENCODER_LAYER = {
     "final_layer_norm.bias": "final_layer_norm.bias",
 }
 
-HEAD = "prediction_head.weight"
 _HEAD = re.compile(r"layer_pred_heads\.(\d+)\.weight")
 _NUMBERED = re.compile(r"(feature_extractor\.conv_layers|encoder\.layers)\.(\d+)\.(.+)")
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lighthubert_hf import LightHubertConfig, SearchSpace
-from lighthubert_hf.conversion.checkpoint_reading import MappedWeights, read_torch_file, torch_weights
-from lighthubert_hf.conversion.errors import ConversionError, listed
-from lighthubert_hf.conversion.spaces import default_space
-from lighthubert_hf.conversion.supernet import Layout
+from lighthubert_hf.conversion.checkpoints.errors import ConversionError, listed
+from lighthubert_hf.conversion.checkpoints.reading import MappedWeights, read_torch_file, torch_weights
+from lighthubert_hf.conversion.layout.spaces import default_space
+from lighthubert_hf.conversion.layout.supernet import HEAD, Layout
 
 from .config import FAIRSEQ_HUBERT, STAGE_1, STAGE_2, Settings, kind_of, published_space, read_original_config
-from .names import HEAD, UnknownNameError, from_original, to_original
+from .names import UnknownNameError, from_original, to_original
 
 _KINDS = {
     STAGE_1: "original LightHuBERT, stage 1",

@@ -7,9 +7,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining
-from lighthubert_hf.conversion.checkpoint_reading import folder_weights, read_json
-from lighthubert_hf.conversion.errors import ConversionError, first_line, listed
-from lighthubert_hf.conversion.supernet import Layout, check_layout
+from lighthubert_hf.conversion.checkpoints.errors import ConversionError, first_line, listed
+from lighthubert_hf.conversion.checkpoints.reading import folder_weights, read_json
+from lighthubert_hf.conversion.layout.supernet import Layout, check_layout
 
 from .config import write_config
 from .names import to_original

@@ -14,7 +14,7 @@ from transformers import Wav2Vec2FeatureExtractor
 
 from lighthubert_hf import LightHubertModel
 from lighthubert_hf.conversion import ConversionError, convert, converter
-from lighthubert_hf.conversion.checkpoint_writing import file_written_beside, write_safetensors
+from lighthubert_hf.conversion.checkpoints.writing import file_written_beside, write_safetensors
 
 from ..golden import golden_description, original_checkpoint, original_shapes
 

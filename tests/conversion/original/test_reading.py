@@ -11,6 +11,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, LightHubertModel, SearchSpace, Subnet
 from lighthubert_hf.conversion import ConversionError, convert
+from lighthubert_hf.conversion.layout.spaces import read_space
 from lighthubert_hf.conversion.original.config import (
     FAIRSEQ_HUBERT,
     STAGE_1,
@@ -21,10 +22,9 @@ from lighthubert_hf.conversion.original.config import (
     published_space,
 )
 from lighthubert_hf.conversion.original.names import UnknownNameError, from_original, to_original
-from lighthubert_hf.conversion.spaces import read_space
 from lighthubert_hf.model.search_space import PUBLISHED_SPACES
 
-from ..golden import (
+from ...golden import (
     GOLDEN_VECTORS,
     SHARED,
     assert_as_the_original,
@@ -32,7 +32,7 @@ from ..golden import (
     original_checkpoint,
     original_shapes,
 )
-from ..precision import in_double
+from ...precision import in_double
 
 DESCRIPTION = golden_description()
 DROPPED = {"label_embs_concat", "final_proj.weight", "final_proj.bias"}

@@ -8,14 +8,16 @@ import torch
 from tqdm.auto import tqdm
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, LightHubertModel
+from lighthubert_hf.conversion.checkpoints.errors import ConversionError, first_line, listed
+from lighthubert_hf.conversion.checkpoints.reading import MappedWeights
+from lighthubert_hf.conversion.checkpoints.writing import write_safetensors
 from lighthubert_hf.hub.card import CardFacts
 from lighthubert_hf.hub.folder import complete_folder
 
-from .checkpoint_reading import MappedWeights
-from .checkpoint_writing import write_safetensors
-from .errors import ConversionError, first_line, listed
 from .importance import Rearrangement, rearrangements
-from .original.names import HEAD
+
+HEAD = "prediction_head.weight"
+"""Our name of the weight that predicts the distillation target; a supernet without it has no such head."""
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import yaml
 
 from lighthubert_hf import SearchSpace
+from lighthubert_hf.conversion.checkpoints.errors import ConversionError, first_line
 from lighthubert_hf.model.search_space import PUBLISHED_SPACES
-
-from .errors import ConversionError, first_line
 
 # The original's names for the four knobs, in its YAML files.
 _ORIGINAL_NAMES = {

@@ -19,7 +19,7 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 from lighthubert_hf import LightHubertConfig
 from lighthubert_hf.conversion import ConversionError, convert
 
-from ..golden import original_checkpoint
+from ...golden import original_checkpoint
 
 # What a model computes follows from its weights and from these; the rest is about training it.
 INFERENCE = (

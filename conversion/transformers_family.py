@@ -10,10 +10,10 @@ from transformers import HubertConfig, PreTrainedConfig, Wav2Vec2Config, WavLMCo
 
 from lighthubert_hf import LightHubertConfig, SearchSpace
 
-from .checkpoint_reading import MappedWeights, folder_weights, read_json
-from .errors import ConversionError, first_line, listed
-from .spaces import default_space
-from .supernet import Layout
+from .checkpoints.errors import ConversionError, first_line, listed
+from .checkpoints.reading import MappedWeights, folder_weights, read_json
+from .layout.spaces import default_space
+from .layout.supernet import Layout
 
 CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "hubert": HubertConfig,
