@@ -18,8 +18,9 @@ import torch
 from contenders import add_outputs, machine, markdown, publish
 
 from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace
-from lighthubert_hf.long_audio import SAMPLING_RATE, exact_context, iterate_long_features
+from lighthubert_hf.long_audio import exact_context, iterate_long_features
 from lighthubert_hf.model.extraction import subnet_config
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 WINDOW = 16  # frames: 0.32 seconds
 WHOLE_UP_TO = 5  # minutes that one forward is tried with

@@ -15,6 +15,7 @@ from torch import nn
 
 from lighthubert_hf import LightHubertForCTC, LightHubertForSequenceClassification, LightHubertModel
 from lighthubert_hf.files import scratch_folder
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 from .checkpoints.errors import ConversionError, first_line, listed
 from .checkpoints.reading import read_json
@@ -34,7 +35,7 @@ _FACTOR = 4
 _APPROXIMATIONS = 1e-5
 
 _INPUTS = ("input_values", "attention_mask")
-_MAX_SAMPLES = 16000 * 60 * 60
+_MAX_SAMPLES = SAMPLING_RATE * 60 * 60
 # An hour at most; two frames at least, because torch.export makes a special case of one. The file computes that too.
 _MIN_SAMPLES = 720
 
@@ -67,7 +68,7 @@ class OnnxReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        checked = ", ".join(f"{batch} × {samples / 16000:.2f} s" for batch, samples in self.checked)
+        checked = ", ".join(f"{batch} × {samples / SAMPLING_RATE:.2f} s" for batch, samples in self.checked)
         lines = [
             f"{self.output}: {self.num_bytes / 1e6:.1f} MB, inputs {' and '.join(_INPUTS)}",
             f"compared with PyTorch on {checked}: largest difference {self.max_difference:.2g}, "
@@ -165,8 +166,8 @@ def _load(folder: Path) -> tuple[nn.Module, str]:
 def _batches(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Audio and masks of different batch sizes and lengths, with padding and without, down to a single frame."""
     batches = []
-    for batch, samples in ((2, 16000), (3, 23456), (1, 7000), (1, 400)):
-        values = probe_waveform(samples / 16000).roll(samples // 3, 1).repeat(batch, 1)
+    for batch, samples in ((2, SAMPLING_RATE), (3, 23456), (1, 7000), (1, 400)):
+        values = probe_waveform(samples / SAMPLING_RATE).roll(samples // 3, 1).repeat(batch, 1)
         values = values * torch.linspace(1, 0.5, batch)[:, None]
         mask = torch.ones(batch, samples, dtype=torch.long)
         mask[1:, samples // 2 :] = 0

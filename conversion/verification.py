@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModel
 
 from lighthubert_hf import LightHubertForPreTraining, LightHubertModel
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 from .checkpoints.errors import ConversionError, listed
 from .original.forward import Outputs
@@ -21,7 +22,7 @@ from .original.forward import Outputs
 TOLERANCE = 1e-9
 
 
-def probe_waveform(seconds: float = 0.5, sampling_rate: int = 16000) -> torch.Tensor:
+def probe_waveform(seconds: float = 0.5, sampling_rate: int = SAMPLING_RATE) -> torch.Tensor:
     """A rising tone with harmonics, a pause and noise, normalised: `(1, samples)`, float32. The same on every call."""
     time = torch.arange(int(seconds * sampling_rate)) / sampling_rate
     phase = 2 * torch.pi * (120 * time + 200 * time**2)

@@ -11,9 +11,10 @@ from math import prod
 import torch
 from transformers import PreTrainedModel
 
+from lighthubert_hf.preprocessing import SAMPLING_RATE
+
 from .model.feature_encoder import conv_output_lengths, receptive_field
 
-SAMPLING_RATE = 16_000
 APPROXIMATE_OVERLAP_SECONDS = 5.0
 
 

@@ -13,6 +13,7 @@ from lighthubert_hf.conversion.checkpoints.reading import MappedWeights
 from lighthubert_hf.conversion.checkpoints.writing import write_safetensors
 from lighthubert_hf.hub.card import CardFacts
 from lighthubert_hf.hub.folder import complete_folder
+from lighthubert_hf.preprocessing import build_feature_extractor
 
 from .importance import Rearrangement, rearrangements
 
@@ -149,19 +150,7 @@ def write_supernet(layout: Layout, folder: Path, card: CardFacts | None = None) 
     config.architectures = [layout.model_class.__name__]
     config.dtype = str(layout.dtype).removeprefix("torch.")
     config.save_pretrained(folder)
-    feature_extractor(layout.do_normalize, layout.sampling_rate).save_pretrained(folder)
+    extractor = build_feature_extractor(do_normalize=layout.do_normalize, sampling_rate=layout.sampling_rate)
+    extractor.save_pretrained(folder)
     complete_folder(folder, card)
     return sum(torch.Size(shape).numel() for shape in shapes.values())
-
-
-def feature_extractor(do_normalize: bool, sampling_rate: int):
-    """The feature extractor that goes with a model. Ours are padding-invariant, so it hands out attention masks."""
-    from transformers import Wav2Vec2FeatureExtractor
-
-    return Wav2Vec2FeatureExtractor(
-        feature_size=1,
-        sampling_rate=sampling_rate,
-        padding_value=0.0,
-        do_normalize=do_normalize,
-        return_attention_mask=True,
-    )

@@ -8,6 +8,7 @@ from lighthubert_hf.conversion.checkpoints.errors import ConversionError, listed
 from lighthubert_hf.conversion.checkpoints.reading import MappedWeights, read_torch_file, torch_weights
 from lighthubert_hf.conversion.layout.spaces import default_space
 from lighthubert_hf.conversion.layout.supernet import HEAD, Layout
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 from .config import FAIRSEQ_HUBERT, STAGE_1, STAGE_2, Settings, kind_of, published_space, read_original_config
 from .names import UnknownNameError, from_original, to_original
@@ -42,7 +43,7 @@ def layout_original(path: Path, space: SearchSpace | None = None) -> tuple[Layou
     names, dropped = _names(weights)
     _check_layers(model, weights, names)
     config = _config(model, kind, space, _target_size(model, predicts, weights, names))
-    normalize, sampling_rate = task.get("normalize", bool), task.size("sample_rate", 16000)
+    normalize, sampling_rate = task.get("normalize", bool), task.size("sample_rate", SAMPLING_RATE)
     layout = Layout(
         kind=_KINDS[kind],
         config=config,

@@ -22,9 +22,10 @@ from lighthubert_hf.model.extraction import subnet_config
 from lighthubert_hf.model.feature_encoder import FeatureEncoder
 from lighthubert_hf.model.modeling_lighthubert import LightHubertModel
 from lighthubert_hf.model.search_space import SearchSpace, Subnet
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 from .measuring import describe_machine, peak_memory, stopwatch, time_modules
-from .profiling import SAMPLING_RATE, count_parameters
+from .profiling import count_parameters
 
 _Key = tuple[int, ...]
 

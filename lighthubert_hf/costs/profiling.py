@@ -14,10 +14,10 @@ from transformers import PreTrainedConfig
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 from lighthubert_hf.model.feature_encoder import conv_output_lengths, receptive_field
 from lighthubert_hf.model.search_space import Subnet
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 from .measuring import MATMUL_FLOP, describe_machine, matmul_contender, peak_memory, stopwatch, time_modules
 
-SAMPLING_RATE = 16_000
 CLIP_SECONDS = 10.0
 """Length of the clip that multiply-accumulates per second of audio are counted in, unless another is said."""
 _MODULES = {

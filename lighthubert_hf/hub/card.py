@@ -19,9 +19,10 @@ from transformers import HubertConfig, PreTrainedConfig
 
 from lighthubert_hf import __version__
 from lighthubert_hf.costs.figures import human
-from lighthubert_hf.costs.profiling import CLIP_SECONDS, SAMPLING_RATE
+from lighthubert_hf.costs.profiling import CLIP_SECONDS
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 from lighthubert_hf.model.search_space import SearchSpace, Subnet
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 from .picture import architecture_svg
 

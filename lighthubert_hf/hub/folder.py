@@ -24,6 +24,7 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
 from lighthubert_hf.files import replacing_folder
+from lighthubert_hf.preprocessing import build_feature_extractor
 
 from .card import (
     FACTS_FILE,
@@ -272,15 +273,7 @@ def _complete_processor(folder: Path, config: dict) -> frozenset[str]:
 def _default_extractor(config: dict) -> dict:
     # transformers' own group-norm HuBERTs were trained without an attention mask and are not padding-invariant.
     masked = config["model_type"] == "lighthubert" or config.get("feat_extract_norm") == "layer"
-    return {
-        "do_normalize": True,
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "feature_size": 1,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": masked,
-        "sampling_rate": 16000,
-    }
+    return build_feature_extractor(return_attention_mask=masked).to_dict()
 
 
 def stored_parameters(folder: Path) -> int:

@@ -1,6 +1,5 @@
 """From a supernet to a model folder, and from a model or a folder to the Hub."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from huggingface_hub import CommitInfo
 
 from lighthubert_hf.costs.profiling import Profile
 from lighthubert_hf.model.search_space import Subnet
+from lighthubert_hf.subnets import choose_subnet
 
 from .card import CardFacts, Latency
 from .derived import Parent, subnet_facts
@@ -184,7 +184,7 @@ def extract_to_folder(
         ValueError: if it is no supernet, the subnet does not fit, or no plain HuBERT computes the same.
     """
     source = load_supernet(supernet, revision, token)
-    chosen = read_subnet(subnet, source)
+    chosen = choose_subnet(subnet, source.config)
     model = source.extract_subnet(chosen)
     commit = getattr(source.config, "_commit_hash", None) or revision
     parent = Parent.read(supernet, commit, token)
@@ -230,20 +230,3 @@ def load_supernet(supernet: str | Path, revision: str | None = None, token: str 
     if model.search_space is None:
         raise ValueError(f"{supernet} is static (its config has no search_space); give the supernet it is from")
     return model.eval()
-
-
-def read_subnet(subnet: str | Path | Subnet, supernet) -> Subnet:
-    """The subnet that a user asked for by one of the three names, by a JSON file, or as it is."""
-    if isinstance(subnet, Subnet):
-        return subnet
-    if subnet == "default":
-        return Subnet.from_dict(supernet.config.default_subnet)
-    if subnet in ("smallest", "largest"):
-        return getattr(supernet.search_space, subnet)()
-    path = Path(subnet)
-    if not path.is_file():
-        raise FileNotFoundError(f"subnet {str(subnet)!r} is not default, smallest, largest or a JSON file that exists")
-    try:
-        return Subnet.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:  # of JSON, too
-        raise ValueError(f"{path} describes no subnet: {error}") from None

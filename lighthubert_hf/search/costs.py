@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lighthubert_hf.costs.latency import LatencyTable
-from lighthubert_hf.costs.profiling import CLIP_SECONDS, SAMPLING_RATE, count_parameters, macs_per_second
+from lighthubert_hf.costs.profiling import CLIP_SECONDS, count_parameters, macs_per_second
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 from lighthubert_hf.model.search_space import SearchSpace, Subnet
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 _COUNT = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 UNITS: dict[str, dict[str, float]] = {

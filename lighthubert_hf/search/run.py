@@ -1,16 +1,13 @@
 """Search for the subnets of a supernet that trade a score against costs best."""
 
 import functools
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import torch
-
 from lighthubert_hf.costs.latency import LatencyTable
 from lighthubert_hf.costs.measuring import describe_machine
+from lighthubert_hf.fingerprint import weights_fingerprint
 from lighthubert_hf.model.search_space import Subnet
 
 from .costs import Cost, Limit, Limits, cost_function
@@ -154,14 +151,9 @@ def _check(model, trials: int, population_size: int, algorithms: Sequence[str], 
 
 def supernet_fingerprint(model) -> str:
     """A short hash of the sizes, the space and every weight of a supernet."""
-    digest = hashlib.blake2b(digest_size=8)
     config = model.config
     sizes = {"architecture": config.architecture.to_dict(), "space": config.search_space, "conv": config.conv_stride}
-    digest.update(json.dumps(sizes, sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return weights_fingerprint(model, sizes, digest_size=8)
 
 
 def latency_tables(

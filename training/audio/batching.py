@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .decoding import SAMPLING_RATE
+from lighthubert_hf.preprocessing import SAMPLING_RATE
+
 from .sources import AudioSource, random_generator
 from .streaming import AudioStream, State
 

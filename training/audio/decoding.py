@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-SAMPLING_RATE = 16_000
+from lighthubert_hf.preprocessing import SAMPLING_RATE
+
 # Audio lies within ±1. A mix may overshoot that; a sample this far out is a broken one, or on another scale.
 LARGEST_SAMPLE = 100.0
 

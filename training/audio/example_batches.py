@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from lighthubert_hf.preprocessing import SAMPLING_RATE
+
 from .batching import Batch, training_loader
-from .decoding import SAMPLING_RATE
 from .examples import SpeechExample, check_transcribed, transcript
 from .sources import AudioSource
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .decoding import SAMPLING_RATE
+from lighthubert_hf.preprocessing import SAMPLING_RATE
+
 from .sources import AudioSource
 from .streaming import AudioStream
 

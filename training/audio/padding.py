@@ -9,9 +9,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lighthubert_hf.model.feature_encoder import receptive_field
 from lighthubert_hf.padding import is_padding_invariant
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 from .batching import Batch
-from .decoding import SAMPLING_RATE
 
 
 def batches_of_similar_length(lengths: Sequence[int], batch_seconds: float) -> list[list[int]]:

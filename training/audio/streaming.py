@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from .decoding import SAMPLING_RATE, AudioDecodeError, decode_audio, normalise, read_audio_bytes
+from lighthubert_hf.preprocessing import SAMPLING_RATE
+
+from .decoding import AudioDecodeError, decode_audio, normalise, read_audio_bytes
 from .sources import AudioSource, OpenSource, RawExample, Retry, ShuffledReader, is_network_fault, random_generator
 
 __all__ = ["AudioSource", "AudioStream"]

@@ -7,7 +7,8 @@ from typing import Any
 
 from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, SearchSpace, Subnet
 from lighthubert_hf.costs.measuring import alternate
-from lighthubert_hf.costs.profiling import SAMPLING_RATE, count_parameters, macs_per_second
+from lighthubert_hf.costs.profiling import count_parameters, macs_per_second
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.distillation.objectives.lighthubert import LightHubertObjectiveSection
 from lighthubert_hf.training.distillation.scoring import DistillationScore, distillation_score

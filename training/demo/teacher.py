@@ -17,8 +17,8 @@ from torch import nn
 from transformers import HubertConfig, HubertForCTC, Wav2Vec2Processor
 
 from lighthubert_hf.files import replacing_folder
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.batching import Batch, training_loader, validation_loader
-from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.finetuning.decoding import greedy_ids, transcriptions
 from lighthubert_hf.training.finetuning.processors import build_processor, characters

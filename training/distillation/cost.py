@@ -14,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, HubertConfig, PreTrainedConfig
 
 from lighthubert_hf import LightHubertForPreTraining
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 from .recipe import DistillationRecipe, TeacherSection
 from .sampler import StepSubnets
-from .step import SAMPLING_RATE
 from .student import extracted, fresh_config
 
 _SECONDS = 10  # of the clip that is counted

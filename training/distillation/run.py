@@ -19,6 +19,7 @@ from accelerate.utils import (
 from lighthubert_hf import LightHubertForPreTraining, Subnet
 from lighthubert_hf.hub.card import CardFacts, teacher_license
 from lighthubert_hf.hub.folder import load_facts
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.batching import AudioLoader, Batch, training_loader, validation_loader
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.runs.checkpoints import checkpoint_folder, rotate
@@ -37,7 +38,7 @@ from .optimizer import flatten_optimizer, make_optimizer, restore_optimizer
 from .progress import TrainingLog
 from .recipe import DistillationRecipe
 from .sampler import StepSubnets
-from .step import SAMPLING_RATE, DistillationModel, StepResult, TrainingStep
+from .step import DistillationModel, StepResult, TrainingStep
 from .student import build_student
 from .teacher import DTYPES, Teacher, load_teacher
 from .validation import evaluate, validation_subnets

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from lighthubert_hf import LightHubertForPreTraining, Subnet
 from lighthubert_hf.files import scratch_folder
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.search.score import Score
 from lighthubert_hf.training.audio.batching import Batch, validation_loader
 from lighthubert_hf.training.audio.sources import AudioSource
@@ -25,8 +26,6 @@ from lighthubert_hf.training.distillation.objectives.lighthubert import LightHub
 from .objectives import LightHubertObjective
 from .recipe import TeacherSection
 from .teacher import Teacher, load_teacher
-
-SAMPLING_RATE = 16_000
 
 Targets = Callable[[Batch], torch.Tensor]
 

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from lighthubert_hf import LightHubertForPreTraining, Subnet
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.batching import Batch
 from lighthubert_hf.training.distillation.objectives.base import TeacherOutput
 
@@ -21,8 +22,6 @@ from .objectives import FrameLoss, Objective
 from .recipe import DistillationRecipe, MaskingSection
 from .student import TEACHER_INIT
 from .teacher import Teacher
-
-SAMPLING_RATE = 16_000
 
 
 @dataclass

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, SearchSpace, Subnet
 from lighthubert_hf.model.elastic import ElasticLayerNorm
+from lighthubert_hf.subnets import choose_subnet
 
 from .channel_order import share_norms_with_widths
 from .recipe import StudentSection
@@ -157,11 +158,7 @@ def extracted(supernet: LightHubertForPreTraining, settings: StudentSection) -> 
     if space is None:
         raise ValueError("student.subnet is given, but the student is static; remove it, or name a supernet")
     if isinstance(settings.subnet, str):
-        subnet = {
-            "smallest": space.smallest(),
-            "default": Subnet.from_dict(supernet.config.default_subnet),
-            "largest": space.largest(),
-        }[settings.subnet]
+        subnet = choose_subnet(settings.subnet, supernet.config)
     else:
         subnet = Subnet(**settings.subnet.model_dump())
     return supernet.extract_subnet(subnet)

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 
 from lighthubert_hf import LightHubertConfig  # from the package: that registers the Auto classes
 from lighthubert_hf.model.extraction import subnet_config
-from lighthubert_hf.model.search_space import SearchSpace, Subnet
+from lighthubert_hf.model.search_space import Subnet
+from lighthubert_hf.subnets import choose_subnet
 from lighthubert_hf.training.recipes.sections import SubnetSection
 
 from .recipe import FreezingSection, LoraSection, PretrainedSection
@@ -82,9 +83,7 @@ def _subnet(settings: PretrainedSection, config: PretrainedConfig) -> Subnet | N
         return None
     if isinstance(settings.subnet, SubnetSection):
         return Subnet.from_dict(settings.subnet.model_dump())
-    if settings.subnet in (None, "default"):
-        return Subnet.from_dict(config.default_subnet)
-    return getattr(SearchSpace.from_dict(config.search_space), settings.subnet)()
+    return choose_subnet(settings.subnet or "default", config)
 
 
 @contextmanager

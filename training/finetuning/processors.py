@@ -5,9 +5,9 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2Processor
 
-from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
+from lighthubert_hf.preprocessing import build_feature_extractor
 
 BLANK, UNKNOWN, WORD_DELIMITER = "<pad>", "<unk>", "|"
 
@@ -42,13 +42,6 @@ def build_processor(vocabulary: list[str]) -> Wav2Vec2Processor:
             word_delimiter_token=WORD_DELIMITER,
         )
     return Wav2Vec2Processor(feature_extractor=build_feature_extractor(), tokenizer=tokenizer)
-
-
-def build_feature_extractor() -> Wav2Vec2FeatureExtractor:
-    """Normalises waveforms, as training does."""
-    return Wav2Vec2FeatureExtractor(
-        feature_size=1, sampling_rate=SAMPLING_RATE, padding_value=0.0, do_normalize=True, return_attention_mask=True
-    )
 
 
 def load_processor(name: str) -> Wav2Vec2Processor:

@@ -22,7 +22,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 
 from lighthubert_hf.hub.publishing import push_folder
-from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.example_batches import MemoryBatches, StreamedBatches
 from lighthubert_hf.training.audio.examples import MemoryOverflow, SpeechExample, read_examples
 from lighthubert_hf.training.audio.sources import AudioSource

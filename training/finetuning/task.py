@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 
+from lighthubert_hf.preprocessing import build_feature_extractor
 from lighthubert_hf.training.audio.examples import SpeechExample
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.synthetic.tasks import synthesise_task
 
-from .processors import build_feature_extractor
 from .recipe import FineTuningRecipe
 from .trainer import SpeechTrainer
 

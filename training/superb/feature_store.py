@@ -24,7 +24,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lighthubert_hf.files import is_leftover, replacing_folder, sweep
-from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.sources import AudioSource
 
 from .splits import CHUNK, FACTS, FEATURES, ROWS, CachedSplit, LiveSplit, Selection, Split, in_chunks, plain_row

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.sources import AudioSource, random_generator
 from lighthubert_hf.training.audio.streaming import AudioStream
 

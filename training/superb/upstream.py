@@ -1,7 +1,5 @@
 """The frozen model that is judged: all its hidden states, and a fingerprint that tells two models apart."""
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,11 +9,12 @@ import torch
 from transformers import AutoFeatureExtractor, PreTrainedModel
 from transformers.utils import cached_file
 
+from lighthubert_hf.fingerprint import weights_fingerprint
 from lighthubert_hf.hub.folder import PREPROCESSOR, PROCESSOR
-from lighthubert_hf.hub.publishing import read_subnet
 from lighthubert_hf.loading import load_encoder
 from lighthubert_hf.model.feature_encoder import receptive_field
 from lighthubert_hf.model.search_space import Subnet
+from lighthubert_hf.subnets import choose_subnet
 from lighthubert_hf.training.audio.decoding import normalise
 from lighthubert_hf.training.audio.padding import batches_of_similar_length, pad_waveforms, seconds_together
 
@@ -70,11 +69,7 @@ class Upstream:
         """Of weights, architecture and input: whether features that were kept are this model's."""
         config = {key: value for key, value in self.model.config.to_dict().items() if key not in _PROVENANCE}
         facts = [FEATURES_VERSION, type(self.model).__name__, self.normalised, config]
-        digest = hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=16)
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return weights_fingerprint(self.model, facts)
 
     def features(self, waveforms: Sequence[np.ndarray], batch_seconds: float = 60.0) -> list[torch.Tensor]:
         """All hidden states of each waveform, `(frames, states, width)` in float32 on the model's device.
@@ -128,7 +123,7 @@ def load_upstream(
         revision = getattr(model.config, "_commit_hash", None) or revision
     model, chosen = model.base_model, None
     if getattr(model.config, "search_space", None) is not None:
-        chosen = read_subnet(subnet or "default", model)
+        chosen = choose_subnet(subnet or "default", model.config)
         model = model.extract_subnet(chosen)
     elif subnet is not None:
         raise ValueError(f"{name or 'the model'} is static and has no subnets; leave the subnet out")

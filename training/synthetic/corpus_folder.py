@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lighthubert_hf.files import replacing_folder
-from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 MANIFEST = "corpus.json"
 

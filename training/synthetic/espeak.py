@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 _STRESS = "',"
 

@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 from .corpus_folder import flac, shard_path, write_corpus, write_shard
 from .espeak import Speaker, speak

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 from .corpus_folder import flac, shard_path, write_corpus, write_shard
 from .espeak import NEUTRAL, Speaker, Style

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 # SUPERB tries thresholds of 0.3 to 0.7 and filters of 1 and 11 frames on the test set; here both are fixed beforehand.
 THRESHOLD, MEDIAN_FRAMES = 0.5, 11

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lighthubert_hf import LightHubertModel, SearchSpace
 from lighthubert_hf.conversion.layout.importance import ffn_importance, ffn_use, head_importance, rearrangements
 
-from ..precision import assert_as_exact, assert_rounded_alike, in_double
+from ...precision import assert_as_exact, assert_rounded_alike, in_double
 
 
 def choices(values):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lighthubert_hf.training.audio.decoding import SAMPLING_RATE
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.example_batches import MemoryBatches, StreamedBatches
 from lighthubert_hf.training.audio.examples import MemoryOverflow, SpeechExample, read_examples
 from lighthubert_hf.training.audio.padding import batches_of_similar_length, pad_waveforms

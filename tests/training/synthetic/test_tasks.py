@@ -8,7 +8,8 @@ import pytest
 pytest.importorskip("espeakng_loader")
 
 from lighthubert_hf.metrics.slot_filling import find_slots
-from lighthubert_hf.training.audio.decoding import SAMPLING_RATE, load_audio
+from lighthubert_hf.preprocessing import SAMPLING_RATE
+from lighthubert_hf.training.audio.decoding import load_audio
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.audio.streaming import AudioStream
 from lighthubert_hf.training.synthetic.espeak import Speaker, Style

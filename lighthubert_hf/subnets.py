@@ -1,0 +1,39 @@
+"""Which subnet of a supernet is meant: one of three names, a JSON file, or the subnet itself."""
+
+import json
+from pathlib import Path
+
+from .model.configuration_lighthubert import LightHubertConfig
+from .model.search_space import SearchSpace, Subnet
+
+
+def named_subnets(config: LightHubertConfig) -> dict[str, Subnet]:
+    """The subnets of a supernet that have a name: smallest, default and largest."""
+    space = SearchSpace.from_dict(config.search_space)
+    default = Subnet.from_dict(config.default_subnet)
+    return {"smallest": space.smallest(), "default": default, "largest": space.largest()}
+
+
+def choose_subnet(choice: str | Path | Subnet, config: LightHubertConfig) -> Subnet:
+    """The subnet that a user asked for.
+
+    Args:
+        choice: a name, a JSON file of a `Subnet`, or a `Subnet`.
+        config: the supernet's.
+
+    Raises:
+        FileNotFoundError: if it is neither a name nor a file.
+        ValueError: if the file describes no subnet.
+    """
+    if isinstance(choice, Subnet):
+        return choice
+    named = named_subnets(config)
+    if choice in named:
+        return named[choice]
+    path = Path(choice)
+    if not path.is_file():
+        raise FileNotFoundError(f"subnet {str(choice)!r} is not default, smallest, largest or a JSON file that exists")
+    try:
+        return Subnet.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:  # of JSON, too
+        raise ValueError(f"{path} describes no subnet: {error}") from None
