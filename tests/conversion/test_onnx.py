@@ -122,7 +122,9 @@ def test_wrong_file_is_noticed(spoiled, exported, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "overrides", [{"attention_window": 6}, {"feat_extract_norm": "group"}, {"search_space": NARROW}], ids=list
+    "overrides",
+    [{"attention_window": 6}, {"feat_extract_norm": "group"}, {"search_space": NARROW}],
+    ids=["window", "group norm", "narrow front end"],
 )
 def test_other_encoders(overrides, make_model, tmp_path):
     subnet = replace(UNEQUAL, conv_dim=NARROW.smallest().conv_dim) if "search_space" in overrides else UNEQUAL
