@@ -1,7 +1,7 @@
 """What only a GPU can show, in one command of at most 20 minutes that goes on where it stopped.
 
     python benchmarks/gpu.py [runs/gpu] [--minutes 20] [--original CHECKOUT]   # all parts
-    python benchmarks/gpu.py --device cpu --tiny                               # the same program, tiny, in a minute
+    python benchmarks/gpu.py --device cpu --tiny                               # the same program, tiny, in two minutes
     python benchmarks/gpu.py --tables benchmarks/results/gpu.json              # into the guides
 
 Parts: the tests marked `gpu`; encoding 1 s, 10 s and 32 × 10 s beside transformers and the original, compiled and not;
