@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lighthubert_hf import SearchSpace, Subnet
 from lighthubert_hf.files import WriteError
-from lighthubert_hf.hub.folder import written_beside
+from lighthubert_hf.hub.output import written_beside
 
 from .checkpoints.errors import ConversionError, listed
 from .checkpoints.reading import folder_weights, read_torch_file, torch_weights
@@ -72,18 +72,21 @@ def convert(
     importance_sorting: bool = False,
     verify: bool = True,
     revision: str | None = None,
+    overwrite: bool = False,
 ) -> ConversionReport:
     """Convert a checkpoint to a supernet folder, or a supernet folder back to a checkpoint of the original.
 
     Args:
         source: a `.pt` of the original or of fairseq's pre-trained HuBERT; a folder of transformers' HuBERT, wav2vec
             2.0 or WavLM; with `to_original` a supernet folder; or one of these on the Hub, as `owner/name[:file]`.
-        output: the folder, or with `to_original` the file, to write. It must not exist yet (an empty folder may).
+        output: the folder, or with `to_original` the file, to write. It must not exist yet (an empty folder may),
+            unless `overwrite`.
         search_space: the supernet's space or a file that holds it; by default what the checkpoint says.
         to_original: write the original's format.
         importance_sorting: put important heads and FFN units first. The largest subnet's function stays as it is.
         verify: compare the result's outputs with the source's on audio, before it is put in its place.
         revision: branch, tag or commit, for a source on the Hub.
+        overwrite: replace another model, or another checkpoint, in `output`; never the source.
 
     Raises:
         FileNotFoundError, ConversionError: with one line that says why. Nothing is left behind.
@@ -93,19 +96,25 @@ def convert(
         raise ConversionError(
             "to_original writes a supernet as it is; search_space and importance_sorting do not apply"
         )
-    check_free(output)
+    check_free(output, str(source), overwrite)
     space = None if search_space is None else read_space(search_space)
     path = resolve(source, revision)
     try:
         if to_original:
-            return _to_original(path, output, str(source), verify)
-        return _to_supernet(path, output, str(source), space, importance_sorting, verify)
+            return _to_original(path, output, str(source), verify, overwrite)
+        return _to_supernet(path, output, str(source), space, importance_sorting, verify, overwrite)
     except WriteError as error:
         raise ConversionError(str(error)) from None
 
 
 def _to_supernet(
-    path: Path, output: Path, source: str, space: SearchSpace | None, importance_sorting: bool, verify: bool
+    path: Path,
+    output: Path,
+    source: str,
+    space: SearchSpace | None,
+    importance_sorting: bool,
+    verify: bool,
+    overwrite: bool,
 ) -> ConversionReport:
     if path.is_dir():
         layout, cfg = layout_family(path, space), None
@@ -114,7 +123,7 @@ def _to_supernet(
     if importance_sorting:
         layout = layout.sorted_by_importance()
     card = origin_facts(source, path)
-    with written_beside(output) as new:
+    with written_beside(output, source=path, by="convert", overwrite=overwrite) as new:
         num_parameters = write_supernet(layout, new, card)
         subnets = _subnets_to_verify(layout, full_only=cfg is None or importance_sorting) if verify else {}
         difference = _verify_supernet(new, layout, path, cfg, subnets) if verify else None
@@ -156,9 +165,9 @@ def _double_precision(weights: Mapping):
     return lambda name: weights[name].double()
 
 
-def _to_original(folder: Path, output: Path, source: str, verify: bool) -> ConversionReport:
+def _to_original(folder: Path, output: Path, source: str, verify: bool, overwrite: bool) -> ConversionReport:
     layout = layout_supernet(folder)
-    with file_written_beside(output) as new:
+    with file_written_beside(output, folder, overwrite) as new:
         cfg, num_parameters = write_original(layout, new)
         subnets = _subnets_to_verify(layout, full_only=False) if verify else {}
         difference = None

@@ -90,13 +90,16 @@ class _OneOutput(nn.Module):
         return getattr(self.model(input_values, attention_mask), self.output)
 
 
-def export_onnx(model_folder: str | Path, output: str | Path, *, int8: bool = False) -> OnnxReport:
+def export_onnx(
+    model_folder: str | Path, output: str | Path, *, int8: bool = False, overwrite: bool = False
+) -> OnnxReport:
     """Export a static model, with batch size and length left open, and compare it with PyTorch at several of each.
 
     Args:
         model_folder: an extracted subnet, bare or with a CTC or classification head.
-        output: the file to write; must not exist yet.
+        output: the file to write; must not exist yet, unless `overwrite`.
         int8: quantise the weights of the matrix products, dynamically. What that costs and gains is measured.
+        overwrite: replace a file that is there.
 
     Raises:
         ImportError: without the `onnx` extra.
@@ -106,7 +109,7 @@ def export_onnx(model_folder: str | Path, output: str | Path, *, int8: bool = Fa
     folder, output = Path(model_folder), Path(output)
     model, name = _load(folder)
     batches = _batches(model)
-    with file_written_beside(output) as new, scratch_folder(output) as scratch:
+    with file_written_beside(output, folder, overwrite) as new, scratch_folder(output) as scratch:
         exact = scratch / "exact.onnx" if int8 else new
         _export(_OneOutput(model, name), batches[0], exact, name)
         references, usual = _references(model, name, batches)

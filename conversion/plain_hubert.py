@@ -7,7 +7,8 @@ from transformers import AutoModel, Wav2Vec2FeatureExtractor
 
 from lighthubert_hf import LightHubertModel
 from lighthubert_hf.hub.derived import same_function_facts
-from lighthubert_hf.hub.folder import complete_folder, load_facts, written_beside
+from lighthubert_hf.hub.folder import complete_folder, load_facts
+from lighthubert_hf.hub.output import written_beside
 
 from .checkpoints.errors import ConversionError, listed
 from .checkpoints.reading import read_json
@@ -28,7 +29,7 @@ def save_plain_hubert(model_folder: str | Path, output: str | Path, *, verify: b
 
     Raises:
         FileNotFoundError: if `model_folder` is incomplete.
-        ValueError: if no plain HuBERT can compute the same, or `output` is in use.
+        ValueError: if no plain HuBERT can compute the same, or `output` exists.
     """
     folder, output = Path(model_folder), Path(output)
     check_free(output)
@@ -40,7 +41,7 @@ def save_plain_hubert(model_folder: str | Path, output: str | Path, *, verify: b
     if missing := info["missing_keys"]:
         raise ConversionError(f"{folder} lacks weights: {listed(map(str, missing))}")
     plain = model.to_hubert()
-    with written_beside(output) as new:
+    with written_beside(output, source=folder, by="plain hubert") as new:
         plain.save_pretrained(new)
         Wav2Vec2FeatureExtractor.from_pretrained(folder).save_pretrained(new)
         complete_folder(new, same_function_facts(load_facts(folder)))

@@ -144,6 +144,32 @@ def write_json(path: str | os.PathLike, data: Any, *, indent: int | None = 2, sy
     write_text(path, json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False) + "\n", sync=sync)
 
 
+def read_object(path: str | os.PathLike, remedy: str = "restore it") -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        remedy: what to do if there is none.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds anything else. One line, with the file's name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} has no {path.name}; {remedy}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not JSON (not UTF-8 at byte {error.start}); {remedy}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is not JSON that can be read (nested too deeply); {remedy}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); {remedy}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}; {remedy}")
+    return data
+
+
 def sweep(folder: str | os.PathLike) -> None:
     """Clear away what killed writes left in `folder`, not below it, and put back what they were exchanging."""
     folder = _resolved(folder)
@@ -152,8 +178,13 @@ def sweep(folder: str | os.PathLike) -> None:
 
 
 def is_leftover(path: str | os.PathLike) -> bool:
-    """Whether the name is one of those that a write in progress, or a killed one, has."""
-    return _LEFTOVER.fullmatch(os.path.basename(path)) is not None
+    """Whether the name is one of those that a write in progress, or a killed one, has, or that of a lock."""
+    name = os.path.basename(path)
+    return _is_of_a_write(name) or (name.startswith(".") and name.endswith(".lock"))
+
+
+def _is_of_a_write(name: str) -> bool:
+    return _LEFTOVER.fullmatch(name) is not None
 
 
 def _resolved(path: str | os.PathLike) -> Path:
@@ -185,7 +216,7 @@ def _new_folder(path: Path) -> tuple[Path, int | None]:
 
 
 def _leftovers(folder: Path) -> list[Path]:
-    return [Path(entry.path) for entry in os.scandir(folder) if is_leftover(entry.name)]
+    return [Path(entry.path) for entry in os.scandir(folder) if _is_of_a_write(entry.name)]
 
 
 def _name_of(leftover: Path) -> str:

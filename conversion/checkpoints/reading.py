@@ -8,7 +8,6 @@ every 16 MB.
 
 import functools
 import io
-import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+
+from lighthubert_hf.files import read_object
 
 from .errors import ConversionError, first_line, listed
 
@@ -187,15 +188,10 @@ def read_json(path: Path) -> dict:
         FileNotFoundError: if there is no such file.
         ConversionError: if it holds anything else.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} has no {path.name}; give a folder that `save_pretrained` wrote")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path, "give a folder that `save_pretrained` wrote")
     except ValueError as error:
-        raise ConversionError(f"{path} is not JSON: {first_line(error)}") from None
-    if not isinstance(data, dict):
-        raise ConversionError(f"{path} must hold a JSON object, got {type(data).__name__}")
-    return data
+        raise ConversionError(str(error)) from None
 
 
 def folder_weights(folder: Path) -> MappedWeights:

@@ -9,29 +9,42 @@ from pathlib import Path
 import torch
 
 from lighthubert_hf.files import replacing_file
+from lighthubert_hf.hub.output import check_not_source
+from lighthubert_hf.locks import locked
 
 from .errors import ConversionError
 
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
-def check_free(output: Path) -> None:
-    """Raise a ConversionError if something is in the way of `output`; nothing that exists is ever replaced."""
+def check_free(output: Path, source: str | Path | None = None, overwrite: bool = False) -> None:
+    """Raise a ConversionError if something is in the way of `output`.
+
+    Args:
+        source: what it is made from, which is never replaced.
+        overwrite: replace what is there: a file, or a model folder.
+    """
+    try:
+        check_not_source(output, source)
+    except ValueError as error:
+        raise ConversionError(str(error)) from None
     if output.is_dir() and not any(output.iterdir()):
         return
-    if output.exists() or output.is_symlink():
-        raise ConversionError(f"{output} is in use; remove it or choose another place for the result")
+    if (output.exists() or output.is_symlink()) and not overwrite:
+        raise ConversionError(
+            f"{output} exists; choose another place for the result, or insist with --overwrite (overwrite=True)"
+        )
 
 
 @contextmanager
-def file_written_beside(path: Path) -> Iterator[Path]:
+def file_written_beside(path: Path, source: Path | None = None, overwrite: bool = False) -> Iterator[Path]:
     """A name beside `path` to write to. It becomes `path` if the block succeeds and vanishes if it fails."""
-    check_free(path)
+    check_free(path, source, overwrite)
     if path.is_dir():
         raise ConversionError(f"{path} is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
-    with replacing_file(path) as new:
+    with locked(path), replacing_file(path) as new:
         yield new
 
 

@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 
 
+Replace = Annotated[bool, typer.Option("--overwrite", help="Replace another model there; never the source.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over where a run of this command is.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .app import Json, answer, app
+from .app import Json, Replace, answer, app
 
 
 @app.command()
@@ -19,6 +19,7 @@ def convert(
     importance_sorting: Annotated[bool, typer.Option(help="Most important heads and FFN units first.")] = False,
     verify: Annotated[bool, typer.Option(help="Compare the outputs of both sides on audio.")] = True,
     revision: Annotated[str | None, typer.Option(help="Revision of SOURCE on the Hub.")] = None,
+    overwrite: Replace = False,
     as_json: Json = False,
 ) -> None:
     """An original LightHuBERT, HuBERT or wav2vec 2.0 checkpoint to a supernet folder, or back."""
@@ -32,6 +33,7 @@ def convert(
         importance_sorting=importance_sorting,
         verify=verify,
         revision=revision,
+        overwrite=overwrite,
     )
     answer(report.to_dict(), as_json, str(report))
 
@@ -43,11 +45,13 @@ def extract(
     subnet: Annotated[str, typer.Option(help="default, smallest, largest, or a JSON file of a Subnet.")] = "default",
     plain_hubert: Annotated[bool, typer.Option(help="Save a transformers HubertModel.")] = False,
     revision: Annotated[str | None, typer.Option(help="Revision of SUPERNET on the Hub.")] = None,
+    overwrite: Replace = False,
 ) -> None:
     """Cut a subnet out of a supernet and save it as a model of its own."""
     from lighthubert_hf.hub.publishing import extract_to_folder
 
-    typer.echo(str(extract_to_folder(supernet, output, subnet=subnet, plain_hubert=plain_hubert, revision=revision)))
+    options = {"subnet": subnet, "plain_hubert": plain_hubert, "revision": revision, "overwrite": overwrite}
+    typer.echo(str(extract_to_folder(supernet, output, **options)))
 
 
 @app.command("export-onnx")
@@ -55,12 +59,13 @@ def export_onnx(
     model: Annotated[Path, typer.Argument(help="Folder of a static model.")],
     output: Annotated[Path, typer.Argument(help="File to write.")],
     int8: Annotated[bool, typer.Option(help="8-bit weights; prints what that costs and gains here.")] = False,
+    overwrite: Replace = False,
     as_json: Json = False,
 ) -> None:
     """A static model as an ONNX file for any batch size and length, compared with PyTorch."""
     from lighthubert_hf.conversion import export_onnx
 
-    report = export_onnx(model, output, int8=int8)
+    report = export_onnx(model, output, int8=int8, overwrite=overwrite)
     answer(report.to_dict(), as_json, str(report))
 
 

@@ -182,6 +182,7 @@ def push_family(
     commit_message: str | None = None,
     collection: str | None = None,
     dry_run: str | Path | None = None,
+    overwrite: bool = False,
 ) -> FamilyResult:
     """Publish the subnets of a `pareto.json`, each in its repository, and link them.
 
@@ -195,6 +196,7 @@ def push_family(
         private, token, commit_message: as for `push_folder`.
         collection: title of the collection; by default the name in `prefix`.
         dry_run: a folder to write to instead of uploading, one folder in it for each repository.
+        overwrite: whether these may replace folders that hold something else.
 
     Raises:
         PublishingError: if the Hub refuses or cannot be reached; it says what had been pushed by then.
@@ -218,7 +220,8 @@ def push_family(
             jobs.append((pareto.supernet, supernet_id, replace(load_facts(pareto.supernet), family=members)))
         for folder, repo_id, facts in jobs:
             check_folder(folder, repo_id, card=facts, token=token)
-        results = _push_all(jobs, dry_run, private=private, token=token, commit_message=commit_message)
+        options = {"private": private, "token": token, "commit_message": commit_message, "overwrite": overwrite}
+        results = _push_all(jobs, dry_run, **options)
     result = FamilyResult(tuple(results[: len(members)]), results[-1] if local else None)
     if dry_run is not None:
         return result

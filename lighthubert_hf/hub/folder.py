@@ -15,15 +15,13 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
-from lighthubert_hf.files import replacing_folder
+from lighthubert_hf.files import read_object, write_text
 from lighthubert_hf.preprocessing import build_feature_extractor
 
 from .card import (
@@ -36,34 +34,15 @@ from .card import (
     teacher_license,
     with_family,
 )
+from .output import REMEDY, written_beside
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PREPROCESSOR, PROCESSOR, TOKENIZER = "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"
 README = "README.md"
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_KINDS = (".json", ".safetensors", ".py", ".md", ".txt", ".svg", ".png", ".jpg", ".model", ".jinja")
-_TEXTS = (".json", ".py", ".md", ".txt", ".svg", ".jinja")
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 # How a run names the folders of its models.
 _LAYOUT = re.compile(r"final|model|pretrained_model|checkpoints|(step|checkpoint)-\d+")
 _STAMP = re.compile(r"\n<!-- rendered by lighthubert_hf from model_card\.json, sha256 ([0-9a-f]{64}) -->\n\Z")
-
-
-@contextmanager
-def written_beside(folder: str | Path) -> Iterator[Path]:
-    """A new folder beside `folder` that takes its place if the block succeeds and vanishes if it fails.
-
-    Raises:
-        ValueError: if `folder` holds something that this module did not write.
-    """
-    folder = Path(folder)
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file; choose a folder to write to")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / FACTS_FILE).is_file():
-        raise ValueError(f"{folder} is not empty and no saved model; choose another folder or empty it")
-    with replacing_folder(folder) as new:
-        yield new
 
 
 def save_model_folder(
@@ -74,10 +53,15 @@ def save_model_folder(
     processor=None,
     repo_id: str | None = None,
     max_shard_size: int | str = "50GB",
+    source: str | Path | None = None,
+    by: str = "save",
+    overwrite: bool = False,
+    remedy: str = REMEDY,
 ) -> Path:
     """Save a model as a complete folder, ready to be loaded, read and pushed.
 
-    A folder that this function wrote earlier is replaced as a whole; a failure leaves it as it was.
+    A folder that was made so earlier, from the same source, and not changed since is replaced as a whole; a failure
+    leaves it as it was.
 
     Args:
         model: a LightHuBERT model, static or a supernet, or a HuBERT of transformers.
@@ -87,6 +71,7 @@ def save_model_folder(
             16 kHz that normalises each recording to zero mean and unit variance, as LightHuBERT was trained.
         repo_id: where it will be published, if that is known, for the examples in the card.
         max_shard_size: weights above this are written as several files.
+        source, by, overwrite, remedy: as for [`lighthubert_hf.hub.output.written_beside`].
 
     Returns:
         The folder.
@@ -94,7 +79,7 @@ def save_model_folder(
     Raises:
         ValueError: if `folder` holds something else, or the model is of another kind.
     """
-    with written_beside(folder) as new:
+    with written_beside(folder, source=source, by=by, overwrite=overwrite, remedy=remedy) as new:
         write_model(model, new, processor, max_shard_size)
         complete_folder(new, card, repo_id)
     return Path(folder)
@@ -105,44 +90,6 @@ def write_model(model, folder: Path, processor, max_shard_size: int | str) -> No
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     if processor is not None:
         processor.save_pretrained(folder)
-
-
-def stage(folder: str | Path, target: Path, *, link: bool) -> dict[str, str]:
-    """Put what is published of a model folder into the empty `target`; the weights as links if `link`.
-
-    Returns:
-        What is left out, with the reasons.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; give one that a model was saved in")
-    left_out = {}
-    for path in sorted(folder.iterdir()):
-        reason = _reason_to_leave_out(path)
-        if reason:
-            left_out[path.name] = reason
-        elif link and path.suffix == ".safetensors":
-            (target / path.name).symlink_to(path.resolve())
-        else:
-            shutil.copyfile(path, target / path.name)
-    return left_out
-
-
-def _reason_to_leave_out(path: Path) -> str | None:
-    if path.is_dir():
-        return "a folder"
-    if path.name.startswith("."):
-        return "hidden"
-    if path.suffix in _PICKLES:
-        return "a pickle, which can run code when it is loaded"
-    if path.name == "trainer_state.json":
-        return "state of a training"
-    if path.suffix not in _KINDS and not path.name.startswith(("LICENSE", "NOTICE")):
-        return "no part of a model"
-    return None
 
 
 def complete_folder(folder: Path, card: CardFacts | None = None, repo_id: str | None = None) -> frozenset[str]:
@@ -159,7 +106,7 @@ def complete_folder(folder: Path, card: CardFacts | None = None, repo_id: str | 
     Raises:
         ValueError, FileNotFoundError: if the folder holds no model or a broken one.
     """
-    config = _read_json(folder / CONFIG, "give a folder that `save_pretrained` wrote")
+    config = read_object(folder / CONFIG, "give a folder that `save_pretrained` wrote")
     parameters = stored_parameters(folder)
     if config.get("model_type") == "lighthubert":
         _complete_code(folder, config)
@@ -171,13 +118,13 @@ def complete_folder(folder: Path, card: CardFacts | None = None, repo_id: str | 
     if facts.macs_per_second is None:
         facts = replace(facts, macs_per_second=_count_macs(config))
     _write_json(folder / FACTS_FILE, facts.to_dict())
-    (folder / PICTURE_FILE).write_text(render_picture(config), encoding="utf-8")
+    write_text(folder / PICTURE_FILE, render_picture(config), sync=False)
     readme = folder / README
     present = readme.read_text(encoding="utf-8") if readme.is_file() else None
     if present is None or is_rendered(present):
-        readme.write_text(_stamped(str(render_card(config, facts, repo_id))), encoding="utf-8")
+        write_text(readme, _stamped(str(render_card(config, facts, repo_id))), sync=False)
     elif facts.family:
-        readme.write_text(with_family(present, facts.family), encoding="utf-8")
+        write_text(readme, with_family(present, facts.family), sync=False)
     _check_card(readme)
     return defaults
 
@@ -249,8 +196,8 @@ def _complete_code(folder: Path, config: dict) -> None:
 def _complete_processor(folder: Path, config: dict) -> frozenset[str]:
     """Both processor files, saying the same. Other tools read the first, transformers 5 the second."""
     old, new = folder / PREPROCESSOR, folder / PROCESSOR
-    extractor = _read_json(old) if old.is_file() else None
-    nested = _read_json(new).get("feature_extractor") if new.is_file() else None
+    extractor = read_object(old) if old.is_file() else None
+    nested = read_object(new).get("feature_extractor") if new.is_file() else None
     if extractor and nested and extractor.get("do_normalize") != nested.get("do_normalize"):
         raise ValueError(
             f"{PREPROCESSOR} says do_normalize={extractor.get('do_normalize')}, {PROCESSOR} says "
@@ -284,7 +231,7 @@ def stored_parameters(folder: Path) -> int:
         ValueError: if one cannot be read.
     """
     if (folder / INDEX).is_file():
-        names = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
+        names = sorted(set(read_object(folder / INDEX)["weight_map"].values()))
     else:
         names = [WEIGHTS]
     total = 0
@@ -313,27 +260,5 @@ def _count_macs(config: dict) -> int | None:
     return macs_per_second(model_config)
 
 
-def check_no_secrets(folder: Path, token: str | None = None) -> None:
-    """Raise a ValueError that names the file (never the token) if a text of the folder contains an access token."""
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in _TEXTS:
-            continue
-        text = path.read_text(encoding="utf-8", errors="replace")
-        if _TOKEN.search(text) or (token and token in text):
-            raise ValueError(f"{path.name} contains an access token; take it out (and revoke it) before publishing")
-
-
-def _read_json(path: Path, remedy: str = "restore it") -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} has no {path.name}; {remedy}")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); {remedy}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}; {remedy}")
-    return data
-
-
 def _write_json(path: Path, data: dict) -> None:
-    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(data, indent=2, sort_keys=True) + "\n", sync=False)

@@ -1,29 +1,30 @@
 """From a supernet to a model folder, and from a model or a folder to the Hub."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from lighthubert_hf.costs.profiling import Profile
 from lighthubert_hf.model.search_space import Subnet
 from lighthubert_hf.subnets import choose_subnet
 
 from .card import CardFacts, Latency
+from .contents import check_no_secrets, stage
 from .derived import Parent, subnet_facts
 from .folder import (
-    check_no_secrets,
     complete_folder,
     load_facts,
     save_model_folder,
-    stage,
     write_model,
-    written_beside,
 )
-from .upload import Upload, clean_token, file_names, secret
+from .output import check_not_source, check_output, written_beside
+from .upload import PublishingError, Upload, clean_token, file_names, secret
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def push_folder(
     commit_message: str | None = None,
     create_pr: bool = False,
     dry_run: str | Path | None = None,
+    include: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> PushResult:
     """Publish a model folder in one commit, after adding what it lacks (see `lighthubert_hf.hub.folder`).
 
@@ -87,20 +90,24 @@ def push_folder(
         revision: branch, made from the main one if there is none of this name.
         create_pr: open a pull request instead of committing.
         dry_run: a folder to write exactly what would be uploaded to, instead of uploading. Needs no network.
+        include: patterns of names to publish besides what belongs to a model.
+        overwrite: whether `dry_run` may replace a folder that holds something else.
 
     Raises:
         PublishingError: if the Hub refuses or cannot be reached.
-        ValueError, FileNotFoundError: if the folder holds no complete model, or an access token.
+        ValueError, FileNotFoundError: if the folder holds no complete model, a link, or an access token.
     """
     token = clean_token(token)
+    _check_repo_id(repo_id, token)
     if dry_run is not None:
-        with written_beside(dry_run) as target:
-            left_out, _ = prepare(folder, target, repo_id, card=card, token=token, link=False)
+        with written_beside(dry_run, source=folder, overwrite=overwrite, record=False) as target:
+            left_out, _ = prepare(folder, target, repo_id, card=card, token=token, link=False, include=include)
             return PushResult(repo_id, file_names(target), left_out, folder=Path(dry_run))
     upload = Upload(repo_id, private, token, revision, commit_message, create_pr)
     with tempfile.TemporaryDirectory() as name:
         target = Path(name)
-        left_out, defaults = prepare(folder, target, upload.full_id(), card=card, token=token, link=True)
+        options = {"card": card, "token": token, "include": include}
+        left_out, defaults = prepare(folder, target, upload.full_id(), link=True, **options)
         return PushResult(upload.full_id(), file_names(target), left_out, upload.push(target, defaults))
 
 
@@ -112,12 +119,36 @@ def check_folder(
         prepare(folder, Path(target), repo_id, card=card, token=token, link=True)
 
 
+def _check_repo_id(repo_id: str, token: str | bool | None) -> None:
+    """Raise a PublishingError for what cannot be the name of a repository; the Hub would refuse it after the work."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        known = secret(token)
+        shown = "a name with an access token in it" if "hf_" in repo_id or (known and known in repo_id) else repo_id
+        raise PublishingError(
+            f"{shown!r} cannot be a repository; write OWNER/NAME, of letters, digits and -, _ or . between them"
+        ) from None
+
+
 def prepare(
-    folder: str | Path, target: Path, repo_id: str, *, card: CardFacts | None, token: str | bool | None, link: bool
+    folder: str | Path,
+    target: Path,
+    repo_id: str,
+    *,
+    card: CardFacts | None,
+    token: str | bool | None,
+    link: bool,
+    include: Sequence[str] = (),
 ) -> tuple[dict[str, str], frozenset[str]]:
     """Put what is to be uploaded into `target`. Returns what is left out, and which files are only defaults."""
-    left_out = stage(folder, target, link=link)
-    defaults = complete_folder(target, card, repo_id)
+    try:
+        left_out = stage(folder, target, link=link, include=include)
+        check_no_secrets(Path(folder), secret(token))  # what is left out, too: whoever keeps one there should know
+        defaults = complete_folder(target, card, repo_id)
+    except (ValueError, FileNotFoundError) as error:  # of the copy, whose name says nothing
+        kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
+        raise kind(str(error).replace(str(target), str(folder))) from None
     check_no_secrets(target, secret(token))
     return left_out, defaults
 
@@ -167,6 +198,7 @@ def extract_to_folder(
     plain_hubert: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Cut a subnet out of a supernet and save it as a complete model folder.
 
@@ -178,18 +210,24 @@ def extract_to_folder(
         subnet: "default", "smallest", "largest", a JSON file of a `Subnet`, or a `Subnet`.
         plain_hubert: save a HuBERT of transformers instead of a LightHuBERT.
         revision: of a supernet on the Hub. The card names the commit that it was.
+        overwrite: replace another model in `folder`. One extracted from the same supernet is replaced in any case,
+            unless it was changed since; the supernet itself never is.
 
     Raises:
         FileNotFoundError: if there is no such supernet, or no such JSON file.
         ValueError: if it is no supernet, the subnet does not fit, or no plain HuBERT computes the same.
     """
+    check_not_source(folder, supernet)
     source = load_supernet(supernet, revision, token)
     chosen = choose_subnet(subnet, source.config)
     model = source.extract_subnet(chosen)
     commit = getattr(source.config, "_commit_hash", None) or revision
+    origin = f"{supernet}@{commit}" if commit else supernet
+    check_output(Path(folder), source=origin, by="extract", overwrite=overwrite)
     parent = Parent.read(supernet, commit, token)
     model = model.to_hubert() if plain_hubert else model
-    return save_model_folder(model, folder, card=subnet_facts(parent, chosen), processor=parent.processor)
+    made = {"source": origin, "by": "extract", "overwrite": overwrite}
+    return save_model_folder(model, folder, card=subnet_facts(parent, chosen), processor=parent.processor, **made)
 
 
 def record_latency(folder: str | Path, measured: Profile) -> None:

@@ -126,8 +126,9 @@ def search(
         studies.close()
     result = report()
     if extract:
-        result = extract_front(model, result, out, extract, score)
-        write_report(result, out)
+        with alone_in(out):  # or processes that share the search would write the same folders
+            result = extract_front(model, result, out, extract, score, overwrite)
+            write_report(result, out)
     return result
 
 

@@ -85,7 +85,7 @@ def test_other_folders_are_refused(save_subnet, tmp_path):
     save_plain_hubert(folder, tmp_path / "plain")
     with pytest.raises(ConversionError, match="'hubert' model, not a LightHuBERT"):
         save_plain_hubert(tmp_path / "plain", tmp_path / "again")
-    with pytest.raises(ConversionError, match="in use"):
+    with pytest.raises(ConversionError, match="exists"):
         save_plain_hubert(folder, tmp_path / "plain")
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(FileNotFoundError, match="preprocessor_config"):

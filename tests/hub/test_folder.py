@@ -16,11 +16,9 @@ from transformers import (
 from lighthubert_hf import LightHubertConfig, LightHubertForCTC, LightHubertModel
 from lighthubert_hf.hub.card import CardFacts
 from lighthubert_hf.hub.folder import (
-    check_no_secrets,
     complete_folder,
     is_rendered,
     save_model_folder,
-    stage,
     stored_parameters,
 )
 
@@ -210,26 +208,3 @@ def test_broken_folders_are_named(model, tmp_path, name, content, error, message
     with pytest.raises(error, match=message) as caught:
         complete_folder(folder)
     assert "\n" not in str(caught.value)
-
-
-def test_staging_leaves_out_what_is_no_part_of_a_model(model, tmp_path):
-    folder = save_model_folder(model, tmp_path / "model")
-    foreign = {"optimizer.pt", "training_args.bin", "trainer_state.json", ".git", "run.log"}
-    for name in foreign:
-        (folder / name).write_text("x")
-    (folder / "checkpoint-1").mkdir()
-    (folder / "LICENSE").write_text("text")
-    (tmp_path / "staged").mkdir()
-    left_out = stage(folder, tmp_path / "staged", link=True)
-    assert set(left_out) == {*foreign, "checkpoint-1"}
-    staged = {path.name for path in (tmp_path / "staged").iterdir()}
-    assert staged == {path.name for path in folder.iterdir()} - set(left_out)
-    assert (tmp_path / "staged" / "model.safetensors").is_symlink()
-
-
-def test_secrets(tmp_path):
-    (tmp_path / "notes.md").write_text("see hf_hubert_custom and hf_raise_for_status_of_everything")
-    check_no_secrets(tmp_path, token="secret-token")
-    (tmp_path / "notes.md").write_text("secret-token")
-    with pytest.raises(ValueError, match=r"notes\.md contains an access token"):
-        check_no_secrets(tmp_path, token="secret-token")

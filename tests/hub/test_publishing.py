@@ -180,11 +180,11 @@ def test_update_changes_only_what_differs(hub, folder, model, tmp_path):
 def test_stale_shards_go_in_the_same_commit_and_other_files_stay(hub, model, tmp_path):
     push_folder(save_model_folder(model, tmp_path / "sharded", max_shard_size="20KB"), REPO)
     assert "model.safetensors.index.json" in published(hub)
-    HfApi(token=TOKEN).upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id=REPO)
+    HfApi(token=TOKEN).upload_file(path_or_fileobj=b"mine", path_in_repo="NOTICE.txt", repo_id=REPO)
     push_folder(save_model_folder(model, tmp_path / "whole"), REPO)
     files = published(hub)
     assert [name for name in files if name.startswith("model") and "safetensors" in name] == ["model.safetensors"]
-    assert files["notes.txt"] == b"mine"
+    assert files["NOTICE.txt"] == b"mine"
     assert len(commits(hub)) == 4
 
 
@@ -350,7 +350,7 @@ def test_no_server_at_all(folder, monkeypatch, hub):
 def test_two_pushes_at_once_give_one_or_the_other_never_a_mixture(hub, model, tmp_path):
     folders = [save_model_folder(another(model, factor), tmp_path / f"{factor}") for factor in (2.0, 3.0)]
     for index, folder in enumerate(folders):
-        (folder / "notes.txt").write_text(str(index))
+        (folder / "NOTICE.txt").write_text(str(index))
     barrier, failures = threading.Barrier(2), []
 
     def push(folder):
@@ -369,7 +369,7 @@ def test_two_pushes_at_once_give_one_or_the_other_never_a_mixture(hub, model, tm
     whole = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
     for commit in commits(hub)[:-1]:
         files = published(hub, revision=commit.oid)
-        number = int(files["notes.txt"])
+        number = int(files["NOTICE.txt"])
         assert files["model.safetensors"] == whole[number]["model.safetensors"]
 
 
@@ -386,11 +386,11 @@ def test_a_commit_in_between_is_taken_into_account(hub, folder, model, tmp_path,
             intruder.upload_file(path_or_fileobj=other, path_in_repo="model.safetensors", repo_id=REPO)
         return genuine(api, *arguments, **options)
 
-    (folder / "notes.txt").write_text("new")
+    (folder / "NOTICE.txt").write_text("new")
     monkeypatch.setattr(HfApi, "create_commit", create_commit)
     push_folder(folder, REPO)
     assert ("POST /api/models/acme/light/commit/main", 412) in hub.requests
-    assert published(hub)["notes.txt"] == b"new"
+    assert published(hub)["NOTICE.txt"] == b"new"
     assert published(hub)["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
