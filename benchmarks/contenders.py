@@ -49,9 +49,10 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--docs", metavar="FILE", help="replace this benchmark's table in a Markdown file")
 
 
-def static_model(subnet: Subnet) -> LightHubertModel:
-    """The subnet of the `small` space, extracted, with random weights."""
-    return LightHubertModel(subnet_config(LightHubertConfig(search_space=SearchSpace.small()), subnet)).eval()
+def static_model(subnet: Subnet, space: SearchSpace | None = None) -> LightHubertModel:
+    """The subnet of a space, by default `small`, extracted, with random weights."""
+    config = LightHubertConfig(search_space=space or SearchSpace.small())
+    return LightHubertModel(subnet_config(config, subnet)).eval()
 
 
 def hubert_base(**overrides) -> HubertModel:
