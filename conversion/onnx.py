@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lighthubert_hf import LightHubertForCTC, LightHubertForSequenceClassification, LightHubertModel
+from lighthubert_hf.extras import require
 from lighthubert_hf.files import scratch_folder
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 
@@ -105,7 +106,7 @@ def export_onnx(
         ImportError: without the `onnx` extra.
         FileNotFoundError, ConversionError: if there is no such model, or the file computes something else.
     """
-    _need_packages()
+    require("onnx", what="exporting to ONNX")
     folder, output = Path(model_folder), Path(output)
     model, name = _load(folder)
     batches = _batches(model)
@@ -135,17 +136,6 @@ def export_onnx(
         pytorch_error=usual,
         speed=speed,
     )
-
-
-def _need_packages() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"exporting to ONNX needs {error.name}; install it with: pip install 'lighthubert-hf[onnx]'"
-        ) from None
 
 
 def _load(folder: Path) -> tuple[nn.Module, str]:

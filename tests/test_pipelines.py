@@ -101,6 +101,18 @@ def test_long_speech_in_chunks(ctc_folder, audio):
     assert recognise(long, chunk_length_s=3.0, stride_length_s=1.0)["text"] == whole
 
 
+@pytest.mark.parametrize("samples", [1, 100, 399])
+def test_a_last_chunk_too_short_for_a_frame_has_no_text(ctc_folder, audio, samples):
+    recognise = pipeline("automatic-speech-recognition", model=str(ctc_folder))
+    recognise.feature_extractor.do_normalize = False
+    chunks = {"chunk_length_s": 1, "stride_length_s": 0}
+    whole = recognise(audio[:32_000], **chunks)["text"]
+    assert whole
+    assert recognise(audio[: 32_000 + samples], **chunks)["text"] == whole
+    assert recognise(audio[: 32_000 + samples], batch_size=3, **chunks)["text"] == whole
+    assert recognise(audio[:samples])["text"] == ""
+
+
 def test_audio_classification(make_model, feature_extractor, audio):
     names = {0: "no", 1: "yes", 2: "maybe"}
     ids = {name: i for i, name in names.items()}

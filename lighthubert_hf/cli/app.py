@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lighthubert_hf import __version__
+from lighthubert_hf.extras import missing_package
 
 app = typer.Typer(
     name="lighthubert",
@@ -52,6 +53,11 @@ def main() -> None:
             where = str(interrupt) or "interrupted; the same command goes on where it can"
             typer.echo(f"lighthubert: {where}", err=True)
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        if os.environ.get("LIGHTHUBERT_TRACEBACK") or not (remedy := missing_package(error)):
+            raise
+        typer.echo(f"lighthubert: {remedy}", err=True)
+        sys.exit(2)
     except Exception as error:
         if os.environ.get("LIGHTHUBERT_TRACEBACK") or not isinstance(error, _user_errors()):
             raise

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lighthubert_hf.extras import require
+
 from .app import Json, Overwrite, answer, app
 
 
@@ -39,6 +41,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find the subnets that trade quality against cost best. Ctrl-C loses nothing."""
+    require("search", *(() if score else ("train",)), what="the search")
     from lighthubert_hf.hub.family import check_push, push_family
     from lighthubert_hf.loading import load_lighthubert
     from lighthubert_hf.search.costs import Cost, Limit

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lighthubert_hf.extras import require
+
 from .app import Json, Overwrite, answer, app
 
 
@@ -19,12 +21,29 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """The whole job, small and offline: speech, teacher, supernet, search, models, table. Continues if interrupted."""
+    require("train", "search", "demo", what="the demo")
     from lighthubert_hf.training.demo.run import run_demo
     from lighthubert_hf.training.demo.settings import DemoSettings
 
     make = DemoSettings.tiny if tiny else DemoSettings
     settings = make(teacher=teacher, dataset=dataset, text_column=text_column or None)
     run_demo(output, settings, overwrite=overwrite, say=typer.echo)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this one, to copy and change it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the recipes that come with the package, or print one: `lighthubert recipes NAME > my.yaml`."""
+    from lighthubert_hf.training.recipes.listing import describe_recipes, list_recipes
+    from lighthubert_hf.training.recipes.loading import recipe_text
+
+    if name is not None:
+        typer.echo(recipe_text(name), nl=False)
+    else:
+        listed = list_recipes()
+        answer(listed, as_json, describe_recipes(listed))
 
 
 @app.command()

@@ -2,8 +2,12 @@
 
 from typing import ClassVar
 
-import datasets
-import evaluate
+from lighthubert_hf.extras import require
+
+require("train", what="a metric")
+
+import datasets  # noqa: E402
+import evaluate  # noqa: E402
 
 
 class OfflineMetric(evaluate.Metric):

@@ -400,9 +400,18 @@ class LightHubertPreTrainedModel(PreTrainedModel):
                 "this model is static (its config has no search_space), so no subnet can be activated; "
                 "load the supernet it was extracted from"
             )
+        self._check_no_adapters()
         if not isinstance(subnet, Subnet):
             raise ValueError(f"expected a Subnet, got {type(subnet).__name__}; Subnet.from_dict reads a dict")
         self.config.check_subnet(subnet)
+
+    def _check_no_adapters(self) -> None:
+        """Adapters have the full sizes of the layers they stand for; those of a supernet run parts of themselves."""
+        if any("base_layer" in module._modules for module in self.base_model.modules()):
+            raise ValueError(
+                "adapters such as LoRA do not fit a supernet, whose layers run in part; extract a subnet first "
+                "(extract_subnet, `lighthubert extract`) and add them to that"
+            )
 
     def _set_active(self, subnet: Subnet) -> None:
         self.base_model._set_active(subnet)
@@ -540,6 +549,8 @@ class LightHubertModel(LightHubertPreTrainedModel):
             ValueError: also if finite samples overflow float16 on the way.
         """
         self._check_input(input_values, attention_mask)
+        if self.config.search_space is not None and not torch.compiler.is_compiling():
+            self._check_no_adapters()
         samples = input_values
         input_values = input_values.to(self.masked_spec_embed.dtype)  # stays a plain tensor if layers are quantised
         lengths = None if attention_mask is None else _valid_samples(attention_mask)
@@ -795,8 +806,11 @@ class LightHubertForCTC(LightHubertHeadModel):
                 `pad_token_id`, the blank, are padding. The loss is `config.ctc_loss_reduction`-reduced; rows that
                 cannot be aligned (more labels than frames) count as zero with `config.ctc_zero_infinity`.
 
-        See `LightHubertModel` for the others. The logits of padding say blank.
+        See `LightHubertModel` for the others. The logits of padding say blank. Samples too few for a frame have no
+        logits: a recording cut into chunks may end in such a one.
         """
+        if labels is None and input_values.ndim == 2 and 0 < input_values.shape[1] < receptive_field(self.config):
+            return CausalLMOutput(logits=self.lm_head.weight.new_empty(len(input_values), 0, self.config.vocab_size))
         if labels is not None and not torch.compiler.is_compiling():  # looking at values would break the graph
             self._check_labels(labels)
         hidden_states, outputs = self._encode(input_values, attention_mask, **kwargs)

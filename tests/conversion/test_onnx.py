@@ -156,5 +156,5 @@ def test_refusals(cls, subnet, message, make_model, tmp_path):
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ImportError, match=r"pip install 'lighthubert-hf\[onnx\]'"):
+    with pytest.raises(ImportError, match=r"pip install .*\[onnx\]'"):
         export_onnx(tmp_path, tmp_path / "model.onnx")

@@ -311,3 +311,16 @@ def test_initialisation_follows_the_seed(make_config):
         states.append(LightHubertForCTC(make_config()).state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["lm_head.weight"], states[2]["lm_head.weight"])
+
+
+def test_adapters_on_a_supernet_are_refused_with_the_remedy(make_model):
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj"])
+    for cls in (LightHubertModel, LightHubertForCTC):
+        model = make_model(cls)
+        adapted = peft.get_peft_model(copy.deepcopy(model), settings)
+        with pytest.raises(ValueError, match=r"do not fit a supernet.*; extract a subnet first"):
+            adapted(torch.zeros(1, 800))
+        with pytest.raises(ValueError, match="extract a subnet first"):
+            adapted.base_model.model.set_active_subnet(model.search_space.smallest())
+        peft.get_peft_model(model.extract_subnet(), settings)(torch.zeros(1, 800))

@@ -101,6 +101,7 @@ class StreamedBatches:
         *,
         batch_seconds: float,
         max_seconds: float,
+        max_broken_share: float = 0.05,
         seed: int,
         label_column: str | None = None,
         rank: int = 0,
@@ -115,6 +116,7 @@ class StreamedBatches:
             batch_seconds=batch_seconds,
             crop_seconds=None,  # a part of the audio would not be what was transcribed
             max_seconds=max_seconds,
+            max_broken_share=max_broken_share,
             seed=seed,
             rank=rank,
             world_size=world_size,

@@ -52,6 +52,7 @@ def read_examples(
     max_seconds: float | None = None,
     shuffle_seed: int | None = None,
     max_gigabytes: float = 4.0,
+    max_broken_share: float = 0.05,
     description: str = "reading speech",
     progress: bool = True,
 ) -> list[SpeechExample]:
@@ -66,6 +67,7 @@ def read_examples(
         max_seconds: Leave longer utterances out.
         shuffle_seed: Read in a random order; `None`: in the stored order.
         max_gigabytes: Bound on the memory taken.
+        max_broken_share: A larger share of undecodable files is an error.
         description: What the progress bar says.
         progress: Whether to show one.
 
@@ -87,6 +89,7 @@ def read_examples(
                 shuffle=shuffle_seed is not None,
                 repeat=False,
                 max_seconds=max_seconds,
+                max_broken_share=max_broken_share,
             )
             wanted = None if minutes is None else minutes * 60 * SAMPLING_RATE * source.weight / weights
             read = 0

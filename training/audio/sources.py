@@ -166,6 +166,7 @@ class OpenSource:
         columns = [self.audio_column] + ([source.text_column] if source.text_column else [])
         if not source.all_columns:
             dataset = dataset.select_columns(columns)
+        self._class_names = _class_names(dataset.features)
         self._dataset = _without_decoding(dataset, self.audio_column)
         self.num_shards = min(dataset.num_shards, MAX_SHARDS)
 
@@ -226,11 +227,21 @@ class OpenSource:
     def make_example(self, values: dict[str, Any], shard: int, row: int, epoch: int) -> RawExample:
         audio = values[self.audio_column]
         audio = {"bytes": None, "path": audio} if isinstance(audio, str) else (audio or {})
+        for name, names in self._class_names.items():
+            if isinstance(place := values.get(name), int):  # -1 says that there is no label
+                values = values | {name: names[place] if 0 <= place < len(names) else None}
         text = values[self.source.text_column] if self.source.text_column else None
         columns = None
         if self.source.all_columns:
             columns = {name: value for name, value in values.items() if name != self.audio_column}
         return RawExample(f"{self.index}:{shard}:{row}", audio, text, self.index, epoch, columns)
+
+
+def _class_names(features: dict[str, Any]) -> dict[str, list[str]]:
+    """Of the columns of places in a list of names: that list."""
+    from datasets import ClassLabel
+
+    return {name: list(kind.names) for name, kind in features.items() if isinstance(kind, ClassLabel)}
 
 
 def _is_fault_of_opening(error: Exception) -> bool:

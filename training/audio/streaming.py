@@ -272,7 +272,7 @@ class AudioStream:
         if counts["broken"] > self.max_broken_share * max(counts["seen"], 0 if final else _SHARE_AFTER):
             raise ValueError(
                 f"more than {self.max_broken_share:.1%} of the audio files cannot be decoded ({said}); "
-                "repair or remove the files named in the log, or raise max_broken_share"
+                "repair or remove the files named in the log, or raise data.max_broken_share"
             )
         dropped = counts["broken"] + counts["too_short"] + counts["too_long"]
         # One of several ranks may be left without an example of a small set; that is no mistake in the data.

@@ -177,12 +177,8 @@ class SpectralClusters:
     @classmethod
     def fit(cls, batches: Iterator[Batch], seed: int, max_seconds: float = _CLUSTERING_SECONDS) -> "SpectralClusters":
         """Cluster every third frame of the first `max_seconds` of audio, by default ten minutes."""
-        try:
-            from sklearn.cluster import MiniBatchKMeans
-        except ImportError:
-            raise ImportError(
-                "frame targets need scikit-learn; install it with: pip install 'lighthubert-hf[demo]'"
-            ) from None
+        from sklearn.cluster import MiniBatchKMeans
+
         frames, seconds = [], 0.0
         for batch in batches:
             frames.append(log_mel(batch["input_values"])[valid_frames(batch)][::3])

@@ -9,14 +9,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    ProjectConfiguration,
-    gather_object,
-    is_tensorboard_available,
-    is_wandb_available,
-)
+from accelerate.tracking import TensorBoardTracker
+from accelerate.utils import ProjectConfiguration, gather_object
 
 from lighthubert_hf import LightHubertForPreTraining, Subnet
+from lighthubert_hf.extras import require, require_trackers
 from lighthubert_hf.hub.card import CardFacts, teacher_license
 from lighthubert_hf.hub.folder import load_facts
 from lighthubert_hf.preprocessing import SAMPLING_RATE
@@ -25,7 +22,7 @@ from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.runs.checkpoints import checkpoint_folder, rotate
 from lighthubert_hf.training.runs.hub_upload import HubUploader
 from lighthubert_hf.training.runs.memory import trim_every_so_often
-from lighthubert_hf.training.runs.run_folder import CHECKPOINTS, CORPUS, MODEL, claim_folder
+from lighthubert_hf.training.runs.run_folder import CHECKPOINTS, CORPUS, LOGS, MODEL, claim_folder
 from lighthubert_hf.training.runs.schedule import make_scheduler
 from lighthubert_hf.training.runs.start import say, start_line, stopped_line, warn_if_alone
 from lighthubert_hf.training.runs.stopping import StopRequest
@@ -70,6 +67,9 @@ def distill(recipe: DistillationRecipe, *, overwrite: bool = False, show_progres
         ValueError: The recipe does not fit what it names, or the run that `output_dir` holds; or too many steps in a
             row were not finite.
     """
+    require_trackers(recipe.logging.trackers)
+    if recipe.data.synthetic_minutes is not None:
+        require("demo", what="synthetic speech")
     accelerator = _accelerator(recipe)
     warn_if_alone(accelerator.num_processes)
     model = Path(recipe.output_dir) / MODEL
@@ -276,16 +276,16 @@ class _Run:
 
 
 def _accelerator(recipe: DistillationRecipe) -> Accelerator:
-    available = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
-    for tracker in recipe.logging.trackers:
-        if not available[tracker]():
-            raise ValueError(f"logging.trackers names {tracker}, which is not installed; `pip install {tracker}`")
+    trackers: list[str | TensorBoardTracker] = [
+        TensorBoardTracker(LOGS, recipe.output_dir) if tracker == "tensorboard" else tracker
+        for tracker in recipe.logging.trackers
+    ]
     if recipe.training.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("training.mixed_precision=fp16 needs a GPU, which torch does not see here; use bf16 or 'no'")
     return Accelerator(
         cpu=not torch.accelerator.is_available(),  # or torchrun's processes without a GPU would not find each other
         mixed_precision=recipe.training.mixed_precision,
-        log_with=list(recipe.logging.trackers) or None,
+        log_with=trackers or None,
         project_config=ProjectConfiguration(project_dir=recipe.output_dir),
     )
 

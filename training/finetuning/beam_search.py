@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from transformers import Wav2Vec2Processor
 
+from lighthubert_hf.extras import require
+
 Prefix = tuple[int, ...]
 IMPOSSIBLE = -math.inf
 
@@ -56,6 +58,8 @@ class BeamSearch:
     ):
         tokenizer = processor.tokenizer
         self.tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        if tokenizer.word_delimiter_token_id is None:
+            raise ValueError("a vocabulary of phonemes has no word delimiter; decode with decoding.kind=greedy")
         self.blank, self.space = tokenizer.pad_token_id, tokenizer.word_delimiter_token_id
         self.spoken = [index not in tokenizer.all_special_ids for index in range(len(tokenizer))]
         self.spoken[self.space] = True
@@ -142,10 +146,9 @@ class BeamSearch:
 
 
 def _load_kenlm(path: str):
-    try:
-        import kenlm
-    except ImportError:
-        raise ImportError("a language model needs kenlm; install it with: pip install 'lighthubert-hf[lm]'") from None
+    require("lm", what="a language model")
+    import kenlm
+
     try:
         return kenlm.Model(path)
     except OSError as error:

@@ -1,5 +1,6 @@
 """Fine-tuning for classes of utterances, in one slot or several."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,9 +13,12 @@ from lighthubert_hf.model.feature_encoder import conv_output_lengths
 from lighthubert_hf.training.audio.batching import Batch
 from lighthubert_hf.training.audio.examples import SpeechExample
 from lighthubert_hf.training.audio.padding import pad_waveforms, shortest_input
+from lighthubert_hf.training.audio.sources import AudioSource
 
 from .task import LabelledFineTuning
 from .trainer import ScoredRow, SpeechTrainer
+
+logger = logging.getLogger(__name__)
 
 SLOT_SEPARATOR = ": "
 
@@ -57,8 +61,8 @@ class Classes:
         found = []
         for slot, ids in self._ids.items():
             value = example.columns[slot]
-            if self.listed and isinstance(value, int):
-                found.append(value if 0 <= value < len(ids) else -100)
+            if self.listed and str(value) not in ids and str(value).isdecimal():
+                found.append(int(value) if int(value) < len(ids) else -100)
             else:
                 found.append(ids.get(str(value), -100))
         return found
@@ -126,7 +130,7 @@ class ClassificationFineTuning(LabelledFineTuning):
     hub_task_name = "classification of utterances"
     refused = "no frame, or a class that is not among the names given"
 
-    def prepare(self, train: list[SpeechExample] | None) -> None:
+    def prepare(self, train: list[SpeechExample] | None, sources: list[AudioSource]) -> None:
         data = self.recipe.data
         if data.class_names is not None:
             self.classes = Classes({self.label_columns[0]: data.class_names}, listed=True)
@@ -137,6 +141,16 @@ class ClassificationFineTuning(LabelledFineTuning):
             )
         else:
             self.classes = Classes.of(train, self.label_columns)
+
+    def check_held_out(self, name: str, examples: Sequence[SpeechExample]) -> None:
+        unknown = [example for example in examples if -100 in self.classes.ids(example)]
+        if not unknown:
+            return
+        found = sorted({str(unknown[0].columns[slot]) for slot in self.label_columns})
+        said = f"{len(unknown)} of {len(examples)} utterances of {name} are of classes that are not learnt, as {found}"
+        if len(unknown) == len(examples):
+            raise ValueError(f"{said}; learnt are {list(self.classes.id2label.values())[:10]}")
+        logger.warning("%s; they count as wrong", said)
 
     def config_changes(self) -> dict[str, Any]:
         names = self.classes.id2label

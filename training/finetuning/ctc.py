@@ -1,5 +1,6 @@
-"""Fine-tuning of speech recognisers: characters and CTC."""
+"""Fine-tuning of speech recognisers: a vocabulary and CTC."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,23 @@ from transformers import AutoModelForCTC, PretrainedConfig, PreTrainedModel, Wav
 from lighthubert_hf.metrics import CharacterErrorRate, WordErrorRate
 from lighthubert_hf.model.feature_encoder import conv_output_lengths
 from lighthubert_hf.training.audio.batching import Batch
-from lighthubert_hf.training.audio.examples import SpeechExample
+from lighthubert_hf.training.audio.examples import SpeechExample, read_examples
 from lighthubert_hf.training.audio.padding import pad_waveforms, shortest_input
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.tasks.ctc import frames_needed
 
 from .beam_search import BeamSearch
 from .decoding import greedy_ids, transcribe, transcriptions
-from .processors import build_processor, characters, load_processor
+from .processors import build_processor, characters, load_processor, phonemes, word_pieces
 from .task import FineTuningTask
 from .trainer import ScoredRow, SpeechTrainer
+from .transcripts import Cleaning, Coverage, check_coverage, coverage, describe, spelt
 
+logger = logging.getLogger(__name__)
+
+# Transcripts of a stream that are compared with the vocabulary beforehand.
+LOOK = 200
+UNITS = {"characters": "characters", "bpe": "pieces of words", "phonemes": "phonemes"}
 SYNTHETIC_HELD_OUT = ("validation", "test_sentences", "test_voice")
 
 
@@ -30,14 +37,15 @@ class CtcCollator:
     Args:
         processor: Its tokenizer makes the labels.
         config: The model's, for the frames it makes of a waveform.
+        clean: What is done to transcripts first; by default whitespace alone is put in order.
     """
 
-    def __init__(self, processor: Wav2Vec2Processor, config: PretrainedConfig):
-        self.tokenizer, self.config = processor.tokenizer, config
+    def __init__(self, processor: Wav2Vec2Processor, config: PretrainedConfig, clean: Cleaning | None = None):
+        self.tokenizer, self.config, self.clean = processor.tokenizer, config, clean or Cleaning()
         self.min_samples = shortest_input(config)
 
     def labels(self, text: str) -> list[int]:
-        return self.tokenizer(text).input_ids
+        return self.tokenizer(spelt(self.clean(text), self.tokenizer)).input_ids
 
     def is_possible(self, example: SpeechExample) -> bool:
         """Whether the transcript fits the frames. CTC's loss is infinite otherwise."""
@@ -59,7 +67,8 @@ class CtcTrainer(SpeechTrainer):
     def predict_rows(self, examples: list[SpeechExample], batch: Batch) -> list[ScoredRow]:
         outputs = self.model(**batch)
         texts = transcriptions(greedy_ids(self.model, outputs.logits, batch["attention_mask"]), self.processor)
-        return [(outputs.loss.item(), example.text, text) for example, text in zip(examples, texts, strict=True)]
+        references = [self.collate.clean(example.text) for example in examples]
+        return [(outputs.loss.item(), *row) for row in zip(references, texts, strict=True)]
 
     def score(self, rows: list[ScoredRow]) -> dict[str, float]:
         losses, references, predictions = zip(*rows, strict=True)
@@ -82,6 +91,7 @@ class CtcFineTuning(FineTuningTask):
 
     def __init__(self, recipe):
         super().__init__(recipe)
+        self.clean = Cleaning(recipe.data.transcripts)
         self.keeps_head = recipe.data.vocabulary is not None and recipe.data.vocabulary == recipe.model.path
 
     def synthesise(self, folder: Path) -> tuple[list[AudioSource], dict[str, list[AudioSource]]]:
@@ -94,17 +104,40 @@ class CtcFineTuning(FineTuningTask):
         )
         return train, dict(zip(SYNTHETIC_HELD_OUT, held_out, strict=True))
 
-    def prepare(self, train: list[SpeechExample] | None) -> None:
+    def prepare(self, train: list[SpeechExample] | None, sources: list[AudioSource]) -> None:
         data = self.recipe.data
-        if data.vocabulary is not None:
-            self._processor = load_processor(data.vocabulary)
-        elif train is None:
+        if train is None and data.vocabulary is None:
             raise ValueError(
                 f"the training speech exceeds data.memory_gb ({data.memory_gb:g}) and is streamed, so its "
                 "characters are not known beforehand: give data.vocabulary, a folder with a tokenizer"
             )
-        else:
-            self._processor = build_processor(characters(example.text for example in train))
+        if train is None:  # a look at the beginning of the stream
+            train = read_examples(sources, max_examples=LOOK, max_seconds=data.max_seconds, progress=False)
+        raw = [example.text for example in train]
+        texts = [self.clean(text) for text in raw]
+        self._processor = load_processor(data.vocabulary) if data.vocabulary is not None else self._built(texts)
+        found = coverage(texts, self._processor.tokenizer)
+        self._warn(found, "the training transcripts", raw)
+        self.facts = {"vocabulary": {"units": data.units, **found.to_dict()}}
+        self._report = describe(found, "units" if data.vocabulary is not None else UNITS[data.units], len(texts))
+
+    def _built(self, texts: list[str]) -> Wav2Vec2Processor:
+        data = self.recipe.data
+        if data.units == "bpe":
+            return build_processor(word_pieces(texts, data.vocabulary_size))
+        return build_processor((phonemes if data.units == "phonemes" else characters)(texts))
+
+    def _warn(self, found: Coverage, what: str, texts: list[str]) -> None:
+        settings = self.recipe.data.transcripts
+        if warning := check_coverage(found, what, texts, self._processor.tokenizer, settings):
+            logger.warning("%s", warning)
+
+    def check_held_out(self, name: str, examples: Sequence[SpeechExample]) -> None:
+        texts = [example.text for example in examples]
+        self._warn(coverage(map(self.clean, texts), self._processor.tokenizer), f"the held-out set {name}", texts)
+
+    def report(self) -> str:
+        return self._report
 
     def processor(self) -> Wav2Vec2Processor:
         return self._processor
@@ -121,7 +154,7 @@ class CtcFineTuning(FineTuningTask):
         }
 
     def collator(self, model: PreTrainedModel) -> CtcCollator:
-        return CtcCollator(self._processor, model.config)
+        return CtcCollator(self._processor, model.config, self.clean)
 
     def final_scores(self, trainer: SpeechTrainer, name: str, examples: Sequence[SpeechExample]) -> dict[str, float]:
         scores, settings = super().final_scores(trainer, name, examples), self.recipe.decoding
@@ -134,5 +167,5 @@ class CtcFineTuning(FineTuningTask):
                 word_bonus=settings.word_bonus,
             )
             texts = transcribe(trainer.model, self._processor, list(examples), decode=search)
-            scores |= error_rates(texts, [example.text for example in examples])
+            scores |= error_rates(texts, [self.clean(example.text) for example in examples])
         return scores

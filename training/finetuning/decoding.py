@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel, Wav2Vec2Processor
 
+from lighthubert_hf.model.feature_encoder import receptive_field
 from lighthubert_hf.training.audio.examples import SpeechExample
 from lighthubert_hf.training.audio.padding import batches_of_similar_length, pad_waveforms, seconds_together
 
@@ -42,7 +43,7 @@ def transcribe(
     texts = [""] * len(examples)
     lengths = [len(example.waveform) for example in examples]
     for indices in batches_of_similar_length(lengths, seconds_together(model, batch_seconds)):
-        batch = pad_waveforms([examples[index].waveform for index in indices])
+        batch = pad_waveforms([examples[index].waveform for index in indices], receptive_field(model.config))
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         logits = model(**batch).logits
         if decode is None:

@@ -11,6 +11,7 @@ from lighthubert_hf.model.feature_encoder import conv_output_lengths, receptive_
 from lighthubert_hf.training.audio.batching import Batch
 from lighthubert_hf.training.audio.examples import SpeechExample
 from lighthubert_hf.training.audio.padding import pad_waveforms, shortest_input
+from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.tasks.diarization import MEDIAN_FRAMES, THRESHOLD, frame_activity, median_filter, pit_bce
 
 from .task import LabelledFineTuning
@@ -87,7 +88,7 @@ class DiarizationFineTuning(LabelledFineTuning):
     hub_task, hub_task_name = "voice-activity-detection", "speaker diarisation"
     refused = "no frame, or more speakers than data.num_speakers"
 
-    def prepare(self, train: list[SpeechExample] | None) -> None:
+    def prepare(self, train: list[SpeechExample] | None, sources: list[AudioSource]) -> None:
         """The number of speakers is given; there is nothing to look for."""
 
     def config_changes(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import transformers
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, TrainerCallback
 
 from lighthubert_hf import LightHubertConfig  # from the package: that registers the Auto classes
+from lighthubert_hf.extras import require
 from lighthubert_hf.model.extraction import subnet_config
 from lighthubert_hf.model.search_space import Subnet
 from lighthubert_hf.subnets import choose_subnet
@@ -99,10 +100,9 @@ def _quiet_loading() -> Iterator[None]:
 
 def add_lora(model: PreTrainedModel, settings: LoraSection):
     """`model` with low-rank adapters; they and the head are trained. `merge_and_unload()` makes it plain again."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise ImportError("lora needs peft; install it with: pip install 'lighthubert-hf[peft]'") from None
+    require("peft", what="lora")
+    from peft import LoraConfig, get_peft_model
+
     encoder = model.base_model_prefix
     adapted = get_peft_model(
         model,
@@ -139,6 +139,9 @@ def head_parameters(model: torch.nn.Module) -> set[int]:
 
 def freeze(model: PreTrainedModel, settings: FreezingSection) -> None:
     """Freeze what is not trained in the whole run."""
+    config, mask = model.config, getattr(model.base_model, "masked_spec_embed", None)
+    if mask is not None and not (config.apply_spec_augment and config.mask_time_prob > 0):
+        mask.requires_grad_(False)  # no frame is masked: several processes would wait for its gradient
     if settings.freeze == "encoder":
         model.freeze_base_model()
     elif settings.freeze == "feature_encoder":

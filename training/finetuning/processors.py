@@ -1,11 +1,11 @@
-"""Processors: what turns waveforms and texts into a model's input, and a vocabulary of characters."""
+"""Processors: what turns waveforms and texts into a model's input, and vocabularies built from transcripts."""
 
 import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2Processor
+from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer, Wav2Vec2Processor
 
 from lighthubert_hf.preprocessing import build_feature_extractor
 
@@ -27,20 +27,56 @@ def characters(texts: Iterable[str]) -> list[str]:
     return [BLANK, UNKNOWN, WORD_DELIMITER, *sorted(found)]
 
 
+def phonemes(texts: Iterable[str]) -> list[str]:
+    """The vocabulary of transcripts in phonemes: blank, unknown, then everything that stands between spaces.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    found = {phoneme for text in texts for phoneme in text.split()}
+    if not found:
+        raise ValueError("the transcripts are empty, so there is no vocabulary; check text_column")
+    return [BLANK, UNKNOWN, *sorted(found - {BLANK, UNKNOWN})]
+
+
+def word_pieces(texts: Iterable[str], size: int) -> list[str]:
+    """A vocabulary of `size` pieces of words that byte-pair encoding finds in `texts`, every character among them.
+
+    In use a word is read as the longest pieces from its left, which needs no rules of merging beside the vocabulary.
+
+    Raises:
+        ValueError: if there are more characters than `size`, or as in `characters`.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    texts = list(texts)
+    specials = characters(texts)
+    single, specials = specials[3:], specials[:3]
+    if size < len(single):
+        raise ValueError(
+            f"data.vocabulary_size is {size}, but the transcripts hold {len(single)} different characters, which are "
+            "pieces all; raise it"
+        )
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False)
+    learner.train_from_iterator(texts, trainer)
+    return [*specials, *sorted(learner.get_vocab(), key=lambda piece: (len(piece), piece))]
+
+
 def build_processor(vocabulary: list[str]) -> Wav2Vec2Processor:
-    """Feature extractor and tokenizer. Waveforms are normalised; the blank of CTC is the padding token."""
+    """Feature extractor and tokenizer. Waveforms are normalised; the blank of CTC is the padding token.
+
+    Without the word delimiter in the `vocabulary` its units are phonemes: spaces stand between all of them.
+    """
+    kind = Wav2Vec2CTCTokenizer if WORD_DELIMITER in vocabulary else Wav2Vec2PhonemeCTCTokenizer
+    own = {"word_delimiter_token": WORD_DELIMITER} if kind is Wav2Vec2CTCTokenizer else {"do_phonemize": False}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vocab.json"
-        path.write_text(json.dumps({token: index for index, token in enumerate(vocabulary)}, ensure_ascii=False))
+        tokens = {token: index for index, token in enumerate(vocabulary)}
+        path.write_text(json.dumps(tokens, ensure_ascii=False), encoding="utf-8")
         # CTC has no use for sentence borders, and a token nobody emits is a wasted row of the head.
-        tokenizer = Wav2Vec2CTCTokenizer(
-            str(path),
-            bos_token=None,
-            eos_token=None,
-            pad_token=BLANK,
-            unk_token=UNKNOWN,
-            word_delimiter_token=WORD_DELIMITER,
-        )
+        tokenizer = kind(str(path), bos_token=None, eos_token=None, pad_token=BLANK, unk_token=UNKNOWN, **own)
     return Wav2Vec2Processor(feature_extractor=build_feature_extractor(), tokenizer=tokenizer)
 
 

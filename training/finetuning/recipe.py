@@ -1,6 +1,6 @@
 """The recipes of fine-tuning: what all kinds share, then what each kind adds."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic import model_validator as checked
@@ -57,8 +57,12 @@ class LabelledDataSection(Section):
     memory_gb: PositiveFloat = Field(
         4.0, description="training speech of up to this size is kept in memory (115 MB/h)"
     )
+    held_out_share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="without `evaluation`: keep a random part of the sources, the same for one seed, as held_out"
+    )
     eval_batch_seconds: PositiveFloat = 120.0
     max_eval_examples: PositiveInt | None = None
+    max_broken_share: Share = Field(0.05, description="a larger share of files that cannot be decoded is an error")
 
     @property
     def synthetic(self) -> str | None:
@@ -70,8 +74,12 @@ class LabelledDataSection(Section):
         if bool(self.sources) == (self.synthetic is not None):
             keys = [name for name in type(self).model_fields if name in ("synthetic_minutes", "synthetic_task")]
             raise ValueError(f"give exactly one of data.sources and data.{keys[0]}")
-        if self.synthetic is not None and self.evaluation:
-            raise ValueError(f"data.{self.synthetic} brings its own held-out sets; remove data.evaluation")
+        if self.synthetic is not None and (self.evaluation or self.held_out_share):
+            raise ValueError(
+                f"data.{self.synthetic} brings its own held-out sets; remove data.evaluation and data.held_out_share"
+            )
+        if self.evaluation and self.held_out_share:
+            raise ValueError("give data.evaluation, or data.held_out_share to keep some of the sources; not both")
         if self.batch_seconds < self.max_seconds:
             raise ValueError(
                 f"data.batch_seconds ({self.batch_seconds:g}) must hold at least one utterance "
@@ -165,8 +173,12 @@ class FineTuningRecipe(Recipe):
     def _consistent(self):
         if self.lora is not None and self.freezing.thaws:
             raise ValueError("lora trains adapters and the head throughout; remove freezing.head_only_steps")
-        if self.training.evaluate_every is not None and not (self.data.evaluation or self.data.synthetic):
-            raise ValueError("training.evaluate_every needs a held-out set: name one under data.evaluation")
+        held_out = self.data.evaluation or self.data.held_out_share or self.data.synthetic
+        if self.training.evaluate_every is not None and not held_out:
+            raise ValueError(
+                "training.evaluate_every needs a held-out set: name one under data.evaluation, or set "
+                "data.held_out_share"
+            )
         patience, every = self.training.early_stopping_patience, self.training.evaluate_every
         if patience is not None and self.checkpoint is not None and self.checkpoint.every % every:
             raise ValueError(
@@ -186,6 +198,16 @@ class FineTuningRecipe(Recipe):
         return KINDS[task]
 
 
+class TranscriptSection(Section):
+    """How transcripts are cleaned, for training and for scoring; in this order. Any whitespace is one space."""
+
+    unicode: Literal["NFC", "NFD", "NFKC", "NFKD"] | None = Field(
+        None, description="normal form: one of é as a letter (NFC) and as e and an accent (NFD); NFKC also joins forms"
+    )
+    case: Literal["lower", "upper"] | None = None
+    drop: str = Field("", description="characters to leave out, for example '.,?!'")
+
+
 class TranscribedDataSection(LabelledDataSection):
     """Speech with transcripts; every source names its `text_column`."""
 
@@ -195,8 +217,23 @@ class TranscribedDataSection(LabelledDataSection):
     vocabulary: str | None = Field(
         None,
         description="folder or Hub id whose tokenizer to use (equal to model.path: its head is kept as well); "
-        "None: the characters of the transcripts",
+        "None: it is built from the transcripts",
     )
+    units: Literal["characters", "bpe", "phonemes"] = Field(
+        "characters",
+        description="of a vocabulary that is built: characters; pieces of words, found by byte-pair encoding; or "
+        "phonemes, which the transcripts separate by spaces",
+    )
+    vocabulary_size: PositiveInt | None = Field(None, description="units=bpe: pieces, characters included")
+    transcripts: TranscriptSection = TranscriptSection()
+
+    @checked(mode="after")
+    def _one_vocabulary(self):
+        if self.vocabulary is not None and self.units != "characters":
+            raise ValueError(f"data.vocabulary has its own units; remove it to build one of data.units={self.units}")
+        if (self.units == "bpe") != (self.vocabulary_size is not None):
+            raise ValueError("data.vocabulary_size is the number of pieces of data.units=bpe: give both or neither")
+        return self
 
     @property
     def synthetic(self) -> str | None:

@@ -69,9 +69,10 @@ def _described(name: str, recipe: FineTuningRecipe) -> tuple[str, str | None, st
     """Data set, configuration and split of a held-out set; of the first source, where there are more."""
     if recipe.data.synthetic is not None:
         return "synthetic-speech", getattr(recipe.data, "synthetic_task", None), name
-    first = recipe.data.evaluation[name][0]
+    first = recipe.data.evaluation.get(name, recipe.data.sources)[0]
+    split = first.split if name in recipe.data.evaluation else name
     # A folder's last name says nothing about the machine it lies on.
-    return first.path if is_hub_id(first.path) else Path(first.path).name, first.config_name, first.split
+    return first.path if is_hub_id(first.path) else Path(first.path).name, first.config_name, split
 
 
 def describe_finetuning(metrics: dict[str, Any]) -> str:

@@ -21,14 +21,15 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 
+from lighthubert_hf.extras import require, require_trackers
 from lighthubert_hf.hub.publishing import push_folder
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.example_batches import MemoryBatches, StreamedBatches
 from lighthubert_hf.training.audio.examples import MemoryOverflow, SpeechExample, read_examples
-from lighthubert_hf.training.audio.sources import AudioSource
+from lighthubert_hf.training.audio.sources import AudioSource, random_generator
 from lighthubert_hf.training.recipes.sections import SourceSection
 from lighthubert_hf.training.runs.checkpoints import checkpoint_folder, checkpoint_step
-from lighthubert_hf.training.runs.run_folder import CHECKPOINTS, CORPUS, METRICS, MODEL, claim_folder
+from lighthubert_hf.training.runs.run_folder import CHECKPOINTS, CORPUS, LOGS, METRICS, MODEL, claim_folder
 from lighthubert_hf.training.runs.start import say, start_line, stopped_line, warn_if_alone
 from lighthubert_hf.training.runs.stopping import StopRequest
 
@@ -36,13 +37,16 @@ from .classification import ClassificationFineTuning
 from .ctc import CtcFineTuning
 from .diarization import DiarizationFineTuning
 from .model import Thawing, add_lora, build_model, freeze
-from .recipe import FineTuningRecipe
+from .recipe import CtcRecipe, FineTuningRecipe
 from .results import save_results
 from .task import FineTuningTask
 from .trainer import SpeechTrainer, Stopping, load_data_states
 from .verification import VerificationFineTuning
 
 logger = logging.getLogger(__name__)
+
+# The set that `data.held_out_share` makes.
+HELD_OUT = "held_out"
 
 TASKS: dict[str, type[FineTuningTask]] = {
     "ctc": CtcFineTuning,
@@ -67,11 +71,14 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
         `{"model": folder, "task": str, "parameters": int, "steps": int, "seconds": float, "training_minutes": float,
         "dropped": int, "dropped_because": str, "evaluation": {set: {score: share, "loss", "examples"}}}`; the scores
         are `cer` and `wer`, `accuracy`, `eer` (without a loss: the speakers are new), or `der`. `dropped` counts
-        training utterances that cannot be learnt from. It is also in `metrics.json`, from where a finished run has it.
+        training utterances that cannot be learnt from. A recogniser's `vocabulary` says its size, how often each
+        unit stands in the transcripts, and the share and kinds of characters it does not know. All this is also in
+        `metrics.json`, from where a finished run has it.
 
     Raises:
         ValueError: if the recipe does not fit the data, the model, or the run that `output_dir` holds.
     """
+    _check_packages(recipe)
     task = TASKS[recipe.task](recipe)
     with _progress_bars(not quiet):
         arguments = _arguments(task, quiet)
@@ -86,7 +93,11 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
             sources = _sources(task)
         set_seed(recipe.seed)
         speech = _read_speech(task, *sources, progress=not quiet)
-        task.prepare(speech.train)
+        task.prepare(speech.train, speech.sources)
+        for name, examples in speech.evaluation.items():
+            task.check_held_out(name, examples)
+        if (said := task.report()) and arguments.process_index == 0:
+            say(said, not quiet)
         model = _model(task)
         trainer = _trainer(task, arguments, model, speech)
         result = _train(trainer, recipe, checkpoint, shown=not quiet)
@@ -101,6 +112,7 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
             "training_minutes": None if speech.train is None else round(_minutes(speech.train), 2),
             "dropped": trainer.batches.num_refused,
             "dropped_because": task.refused,
+            **task.facts,
             "evaluation": {
                 name: {**task.final_scores(trainer, name, examples), "examples": len(examples)}
                 for name, examples in speech.evaluation.items()
@@ -113,6 +125,17 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
             if not any(Path(arguments.output_dir).iterdir()):
                 Path(arguments.output_dir).rmdir()
     return metrics
+
+
+def _check_packages(recipe: FineTuningRecipe) -> None:
+    """Before anything is read, see that what only this recipe needs is installed."""
+    require_trackers(recipe.logging.trackers)
+    if recipe.data.synthetic is not None:
+        require("demo", what="synthetic speech")
+    if recipe.lora is not None:
+        require("peft", what="lora")
+    if isinstance(recipe, CtcRecipe) and recipe.decoding.language_model is not None:
+        require("lm", what="a language model")
 
 
 def _train(trainer: SpeechTrainer, recipe: FineTuningRecipe, checkpoint: Path | None, shown: bool) -> TrainOutput:
@@ -128,6 +151,7 @@ def _train(trainer: SpeechTrainer, recipe: FineTuningRecipe, checkpoint: Path | 
         stopping = Stopping(request)
         trainer.add_callback(stopping)
         result = trainer.train(None if checkpoint is None else str(checkpoint))
+    trainer.remove_callback(EarlyStoppingCallback)  # what is scored from here on steers nothing
     if stopping.stopped:
         trainer.accelerator.wait_for_everyone()
         step = trainer.state.global_step
@@ -184,6 +208,7 @@ def _read_speech(
             max_seconds=data.max_seconds,
             shuffle_seed=recipe.seed,
             max_gigabytes=data.memory_gb,
+            max_broken_share=data.max_broken_share,
             description="reading training speech",
             progress=progress,
         )
@@ -192,18 +217,41 @@ def _read_speech(
             raise ValueError(f"{error}: lower data.labelled_minutes or raise data.memory_gb") from None
         logger.info("%s; it is streamed", error)
         examples = None
+    if data.held_out_share is not None:
+        if examples is None:
+            raise ValueError(
+                f"the training speech exceeds data.memory_gb ({data.memory_gb:g}) and is streamed, so no part of it "
+                "can be held out: name held-out sets under data.evaluation, or raise data.memory_gb"
+            )
+        examples, part = _held_out(examples, data.held_out_share, recipe.seed)
+        return _Speech(examples, train, {HELD_OUT: part})
     held_out = {
         name: read_examples(
             part,
             label_columns=task.label_columns,
             max_examples=data.max_eval_examples,
             max_gigabytes=data.memory_gb,
+            max_broken_share=data.max_broken_share,
             description=f"reading {name}",
             progress=progress,
         )
         for name, part in evaluation.items()
     }
     return _Speech(examples, train, held_out)
+
+
+def _held_out(
+    examples: list[SpeechExample], share: float, seed: int
+) -> tuple[list[SpeechExample], list[SpeechExample]]:
+    """The rest of the examples, and a random part of them, at least one of each."""
+    if len(examples) < 2:
+        raise ValueError("data.held_out_share cannot divide a single utterance; add recordings")
+    order = random_generator("held out", seed).permutation(len(examples))
+    chosen = set(order[: min(max(1, round(share * len(examples))), len(examples) - 1)].tolist())
+    parts = ([], [])
+    for index, example in enumerate(examples):
+        parts[index in chosen].append(example)
+    return parts
 
 
 def _model(task: FineTuningTask) -> PreTrainedModel:
@@ -234,7 +282,13 @@ def _batches(task: FineTuningTask, collate, speech: _Speech, rank: int, world_si
         (label_column,) = task.label_columns
         sources = [replace(source, text_column=label_column, all_columns=False) for source in sources]
     return StreamedBatches(
-        sources, collate, collate.is_possible, max_seconds=data.max_seconds, label_column=label_column, **shared
+        sources,
+        collate,
+        collate.is_possible,
+        max_seconds=data.max_seconds,
+        max_broken_share=data.max_broken_share,
+        label_column=label_column,
+        **shared,
     )
 
 
@@ -309,7 +363,7 @@ def _callbacks(recipe: FineTuningRecipe) -> list[TrainerCallback]:
         callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
     if "tensorboard" in recipe.logging.trackers:
         tensorboard = TensorBoardCallback()
-        tensorboard.logging_dir = str(Path(recipe.output_dir) / "logs")
+        tensorboard.logging_dir = str(Path(recipe.output_dir) / LOGS)
         callbacks.append(tensorboard)
     return callbacks
 

@@ -27,6 +27,7 @@ class FineTuningTask:
         label_columns: Where the labels are; none: transcripts are read.
         keeps_head: The head is loaded with the model; else it is new.
         trainer_options: What the trainer is told besides what all are told.
+        facts: What `metrics.json` says besides what it says of all.
     """
 
     auto_class: ClassVar[type]
@@ -39,6 +40,7 @@ class FineTuningTask:
     label_columns: tuple[str, ...] = ()
     keeps_head: bool = False
     trainer_options: ClassVar[dict[str, Any]] = {}
+    facts: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, recipe: FineTuningRecipe):
         self.recipe = recipe
@@ -47,9 +49,16 @@ class FineTuningTask:
         """Make the synthetic speech that the recipe asks for: training and held-out sources."""
         raise NotImplementedError
 
-    def prepare(self, train: list[SpeechExample] | None) -> None:
-        """Look at the training data (`None`: they are streamed) before there is a model."""
+    def prepare(self, train: list[SpeechExample] | None, sources: list[AudioSource]) -> None:
+        """Look at the training data (`None`: they are streamed from `sources`) before there is a model."""
         raise NotImplementedError
+
+    def check_held_out(self, name: str, examples: Sequence[SpeechExample]) -> None:
+        """See that the labels of a held-out set are among those that are learnt; after `prepare`."""
+
+    def report(self) -> str | None:
+        """What is worth saying of the labels, after `prepare`."""
+        return None
 
     def processor(self) -> Any:
         """What turns audio into the model's input, saved beside the weights."""

@@ -89,8 +89,11 @@ class VerificationFineTuning(ClassificationFineTuning):
         self.synthetic_folder = folder
         return super().synthesise(folder)
 
-    def prepare(self, train: list[SpeechExample] | None) -> None:
-        super().prepare(train)
+    def check_held_out(self, name: str, examples: Sequence[SpeechExample]) -> None:
+        """Its speakers may be new."""
+
+    def prepare(self, train: list[SpeechExample] | None, sources: list[AudioSource]) -> None:
+        super().prepare(train, sources)
         trials, steering = self.trials(), next(iter(self.recipe.data.evaluation), None)
         if steering in trials:
             trials["eval"] = trials[steering]

@@ -19,6 +19,9 @@ from pydantic import BaseModel, ValidationError
 from .sections import Recipe, Section
 
 AnySection = TypeVar("AnySection", bound=Section)
+_PACKAGE = "lighthubert_hf.training.recipes"
+# The folders of shipped recipes, and the command that runs what is in them.
+KINDS = {"distillation": "distill", "staged": "distill", "finetuning": "finetune"}
 
 
 def shipped_recipes(kind: type[Recipe]) -> list[str]:
@@ -27,7 +30,25 @@ def shipped_recipes(kind: type[Recipe]) -> list[str]:
 
 
 def _shipped(kind: type[Recipe]) -> Traversable:
-    return resources.files("lighthubert_hf.training.recipes") / kind.shipped_in
+    return resources.files(_PACKAGE) / kind.shipped_in
+
+
+def every_recipe() -> dict[str, tuple[str, str]]:
+    """Of every shipped recipe, by its name: its kind (`distillation`, `finetuning`, `staged`) and its text."""
+    found = {}
+    for folder in KINDS:
+        for item in resources.files(_PACKAGE).joinpath(folder).iterdir():
+            if item.name.endswith(".yaml"):
+                found[item.name.removesuffix(".yaml")] = folder, item.read_text(encoding="utf-8")
+    return dict(sorted(found.items()))
+
+
+def recipe_text(name: str) -> str:
+    """The file of a shipped recipe, of whatever kind, to start one's own from. FileNotFoundError if there is none."""
+    recipes = every_recipe()
+    if name not in recipes:
+        raise FileNotFoundError(f"no shipped recipe {name!r}: there are {', '.join(recipes)}{_hint(name, [*recipes])}")
+    return recipes[name][1]
 
 
 def load_recipe(kind: type[AnySection], path_or_name: str | Path, overrides: Sequence[str] = ()) -> AnySection:

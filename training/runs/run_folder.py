@@ -8,6 +8,7 @@ output_dir/
     step-00010000/   to go on from; complete, or not there
   model/             the finished model, as `from_pretrained` reads it
   metrics.json       fine-tuning: its scores
+  logs/              TensorBoard's, with `logging.trackers: [tensorboard]`
 ```
 
 The same command again goes on where the run was; of a finished run nothing is done again. A run begins with its first
@@ -31,9 +32,10 @@ from lighthubert_hf.training.recipes.sections import Recipe
 from .checkpoints import CheckpointError, latest_checkpoint, num_processes_of
 
 RECIPE, CHECKPOINTS, MODEL, METRICS, LOG = "recipe.yaml", "checkpoints", "model", "metrics.json", "log.jsonl"
+LOGS = "logs"
 # Synthetic speech that a run makes for itself.
 CORPUS = "synthetic_speech"
-_MADE_HERE = (CHECKPOINTS, MODEL, METRICS, LOG, CORPUS, "logs")
+_MADE_HERE = (CHECKPOINTS, MODEL, METRICS, LOG, CORPUS, LOGS)
 
 # What may change between two lives of a run without changing what it computes.
 FREE_TO_CHANGE = (

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lighthubert_hf.extras import require
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 _STRESS = "',"
@@ -61,12 +62,9 @@ class Speaker:
     _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 
     def __init__(self, seed: int = 0):
-        try:
-            import espeakng_loader
-        except ImportError:
-            raise ImportError(
-                "synthetic speech needs espeakng-loader; install it with: pip install 'lighthubert-hf[demo]'"
-            ) from None
+        require("demo", what="synthetic speech")
+        import espeakng_loader
+
         self._lock = threading.Lock()
         self._chunks: list[np.ndarray] = []
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from huggingface_hub import ModelCard
 from transformers import (
@@ -31,8 +32,14 @@ from lighthubert_hf import (
     LightHubertForXVector,
 )
 from lighthubert_hf.metrics import EqualErrorRate
-from lighthubert_hf.training.audio.examples import SpeechExample
-from lighthubert_hf.training.finetuning.classification import ClassCollator, Classes, ClassificationTrainer
+from lighthubert_hf.training.audio.examples import SpeechExample, read_examples
+from lighthubert_hf.training.audio.sources import AudioSource
+from lighthubert_hf.training.finetuning.classification import (
+    ClassCollator,
+    Classes,
+    ClassificationFineTuning,
+    ClassificationTrainer,
+)
 from lighthubert_hf.training.finetuning.diarization import ActivityCollator, DiarizationTrainer
 from lighthubert_hf.training.finetuning.recipe import ClassificationRecipe, FineTuningRecipe
 from lighthubert_hf.training.finetuning.run import finetune
@@ -405,3 +412,38 @@ print(LightHubertConfig in AutoModelForCTC._model_mapping)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "True\n"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_classes_keep_the_names_that_the_data_set_knows(streamed, tmp_path):
+    """Folders of audio files are classes to `datasets`, which numbers them."""
+    names, rng = ["_silence_", "no", "yes"], np.random.default_rng(0)
+    for split, kept in (("train", names), ("test", names[1:])):  # so that numbers would differ
+        for name in kept:
+            folder = tmp_path / "words" / split / name
+            folder.mkdir(parents=True)
+            for index in range(3):
+                soundfile.write(folder / f"{index}.wav", rng.normal(0, 0.1, 8000), 16000)
+    data = {"memory_gb": 1e-4, "class_names": names} if streamed else {}
+    metrics = finetune(make_recipe(str(tmp_path / "words"), tmp_path / "run", data=data), quiet=True)
+    config = AutoConfig.from_pretrained(metrics["model"])
+    assert config.id2label == dict(enumerate(names))
+    (source,) = [AudioSource(str(tmp_path / "words"), "test", all_columns=True)]
+    assert {e.columns["label"] for e in read_examples([source], label_columns=["label"], progress=False)} == {
+        "no",
+        "yes",
+    }
+
+
+def test_held_out_classes_that_are_not_learnt_are_said(tmp_path, sets, caplog):
+    recipe = make_recipe(sets("ks"), tmp_path)
+    task = ClassificationFineTuning(recipe)
+    task.classes = Classes({"label": ["a", "b"]})
+    examples = [
+        SpeechExample(str(i), np.zeros(800, np.float16), None, {"label": name}) for i, name in enumerate("abc")
+    ]
+    with caplog.at_level("WARNING"):
+        task.check_held_out("test", examples)
+    assert "1 of 3 utterances of test are of classes that are not learnt, as ['c']; they count as wrong" in caplog.text
+    with pytest.raises(ValueError, match=r"1 of 1 utterances of test .* \['c'\]; learnt are \['a', 'b'\]"):
+        task.check_held_out("test", examples[2:])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCTC, HubertConfig, HubertModel, pipeline
+from transformers import logging as transformers_logging
 
 from lighthubert_hf import LightHubertForCTC, LightHubertModel
 from lighthubert_hf.training.audio.examples import read_examples
@@ -16,6 +17,7 @@ from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.finetuning import run as finetuning
 from lighthubert_hf.training.finetuning.ctc import CtcTrainer
 from lighthubert_hf.training.finetuning.model import Thawing, build_model
+from lighthubert_hf.training.finetuning.processors import build_processor, characters
 from lighthubert_hf.training.finetuning.recipe import CtcRecipe, FreezingSection, PretrainedSection
 from lighthubert_hf.training.finetuning.run import finetune
 from lighthubert_hf.training.runs.checkpoints import latest_checkpoint
@@ -165,7 +167,9 @@ class TestFinetuning:
     def test_tensorboard(self, corpus, tmp_path):
         logging = {"trackers": ["tensorboard"], "every": 1}
         finetune(make_recipe(corpus, tmp_path / "run", logging=logging), quiet=True)
-        assert list((tmp_path / "run" / "logs").glob("events.*"))
+        events = list((tmp_path / "run").rglob("events.*"))
+        assert events
+        assert {path.parent for path in events} == {tmp_path / "run" / "logs"}
 
 
 class TestStarts:
@@ -496,3 +500,41 @@ def test_the_script_of_the_guide_runs(corpus, supernet, tmp_path, monkeypatch, c
     exec(compile(script, "finetuning.md", "exec"), {})
     assert "'cer'" in capsys.readouterr().out
     assert pipeline("automatic-speech-recognition", "recogniser").type == "ctc"
+
+
+def test_the_vocabulary_must_fit_the_transcripts_in_memory_and_in_a_stream(corpus, tmp_path, caplog):
+    build_processor(characters(["ABCDEFGHIJKLMNOPQRSTUVWXYZ'"])).save_pretrained(tmp_path / "capitals")
+    data = {"vocabulary": str(tmp_path / "capitals")}
+    for name, memory in (("kept", 4.0), ("streamed", 6e-4)):
+        with pytest.raises(ValueError, match=r"of the characters of the training tr.*data.transcripts.case=upper"):
+            finetune(make_recipe(corpus, tmp_path / name, data=data | {"memory_gb": memory}), quiet=True)
+    cleaned = data | {"transcripts": {"case": "upper", "drop": ".,!?;:-"}}
+    metrics = finetune(make_recipe(corpus, tmp_path / "cleaned", data=cleaned), quiet=True)
+    assert metrics["vocabulary"]["unknown_share"] == 0
+    assert sum(metrics["vocabulary"]["counts"].values()) > 100
+    assert metrics["vocabulary"]["size"] == 27
+
+
+def test_a_part_of_the_data_is_held_out_in_pieces_of_words(corpus, tmp_path):
+    data = {"evaluation": {}, "held_out_share": 0.25, "units": "bpe", "vocabulary_size": 40}
+    recipe = make_recipe(corpus, tmp_path / "run", data=data)
+    metrics = finetune(recipe, quiet=True)
+    everything = read_examples([AudioSource(corpus, text_column="text")], progress=False)
+    held_out = metrics["evaluation"]["held_out"]["examples"]
+    assert held_out == round(len(everything) / 4)
+    seconds = sum(len(example.waveform) for example in everything) / 16000
+    assert metrics["training_minutes"] < seconds / 60
+    assert metrics["vocabulary"]["size"] == 40
+    assert pipeline("automatic-speech-recognition", metrics["model"]).type == "ctc"
+    first, again = (finetuning._held_out(everything, 0.25, seed)[1] for seed in (0, 0))
+    assert [e.id for e in first] == [e.id for e in again]
+
+
+def test_the_final_scoring_says_nothing_of_early_stopping(corpus, tmp_path, caplog):
+    training = {"steps": 2, "evaluate_every": 1, "early_stopping_patience": 2}
+    transformers_logging.enable_propagation()
+    try:
+        finetune(make_recipe(corpus, tmp_path / "run", training=training), quiet=True)
+    finally:
+        transformers_logging.disable_propagation()
+    assert "early stopping" not in caplog.text
