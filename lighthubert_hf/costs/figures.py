@@ -14,6 +14,14 @@ def human(number: float) -> str:
     return f"{number:.0f}"
 
 
+def human_seconds(seconds: float) -> str:
+    """A length of time: 15.3 s, 12.5 min, 3.2 h."""
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
 def size_name(parameters: int, digits: int | None = None) -> str:
     """A size as it stands in a model's name: 27M, 1.3M, 119k.
 

@@ -117,6 +117,7 @@ class StreamedBatches:
             crop_seconds=None,  # a part of the audio would not be what was transcribed
             max_seconds=max_seconds,
             max_broken_share=max_broken_share,
+            labelled=True,
             seed=seed,
             rank=rank,
             world_size=world_size,

@@ -14,14 +14,19 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 
-from .decoding import AudioDecodeError, decode_audio, normalise, read_audio_bytes
-from .sources import AudioSource, OpenSource, RawExample, Retry, ShuffledReader, is_network_fault, random_generator
+from .decoding import AudioDecodeError, Recording, normalise, open_audio
+from .network import Retry, is_network_fault
+from .opening import OpenSource, look_up, part_of, top_column
+from .reading import ShuffledReader
+from .row_paths import is_url
+from .sources import AudioSource, RawExample, random_generator
 
 __all__ = ["AudioSource", "AudioStream"]
 
@@ -31,6 +36,9 @@ logger = logging.getLogger(__name__)
 _SHARE_AFTER = 100
 _LOOKAHEAD_PER_WORKER = 8
 
+# Why a row is not handed out.
+DROPPED = ("broken", "unlabelled", "too_short", "too_long")
+
 State = dict[str, Any]
 
 
@@ -39,7 +47,7 @@ class AudioStream:
 
     Every example is a dict:
 
-    * `id` (`str`): its place, `source:shard:row`, unique in the stream;
+    * `id` (`str`): its place, `source:shard:row`, unique in the stream (of a segment or a channel with more behind);
     * `input_values` (`np.ndarray` of shape `(num_samples,)`): float32, 16 kHz, mono, cropped, then normalised to zero
       mean and unit variance (as `Wav2Vec2FeatureExtractor` does, on what the model sees);
     * `text` (`str` or `None`): the transcript (of the whole, if cropped);
@@ -61,11 +69,14 @@ class AudioStream:
         rank, world_size: Which of how many processes this is.
         min_seconds: Shorter examples are dropped and counted (under 400 samples a model sees no frame).
         max_seconds: Longer ones, too.
-        crop_seconds: Longer examples are cropped to this, at a place that depends on (seed, epoch, id).
+        crop_seconds: Longer examples are cropped to this, at a place that depends on (seed, epoch, id). A recording
+            of at least twice this length is several examples: segments of equal length, of which the crop is decoded.
         normalised: `False` hands out waveforms as they are, in [-1, 1].
         max_broken_share: A larger share of undecodable files stops the stream.
         max_retries, retry_seconds: A network fault is retried so often, after so long (doubled each time).
         num_workers: Decoding threads; 0 decodes in the caller's. (Decoders release the GIL.)
+        labelled: Drop rows whose `text_column` is empty or null, and count them as unlabelled.
+        label_columns: Drop rows where one of these columns is, too.
 
     Raises:
         ValueError: Arguments or sources that make no sense; while iterating: too many broken files, no usable ones.
@@ -92,6 +103,8 @@ class AudioStream:
         max_retries: int = 5,
         retry_seconds: float = 1.0,
         num_workers: int = 0,
+        labelled: bool = False,
+        label_columns: Sequence[str] = (),
     ):
         sources = [source for source in sources if source.weight > 0]
         if not sources:
@@ -108,6 +121,9 @@ class AudioStream:
         self.seed, self.shuffle, self.repeat, self.rank, self.num_workers = seed, shuffle, repeat, rank, num_workers
         self.min_seconds, self.max_seconds, self.crop_seconds = min_seconds, max_seconds, crop_seconds
         self.normalised, self.max_broken_share = normalised, max_broken_share
+        self.labelled, self.label_columns = labelled or bool(label_columns), tuple(label_columns)
+        self._first_reason: str | None = None
+        self._cancelling: set[int] = set()
         self._retry = Retry(max_retries, retry_seconds)
         self._sources = sources
         self._cumulative_weights = np.cumsum([source.weight for source in sources])
@@ -119,12 +135,20 @@ class AudioStream:
         }
         self.world_size = world_size
         order |= {"rank": rank, "world_size": world_size}
-        opened = [OpenSource(source, index, self._retry) for index, source in enumerate(sources)]
+        opened = [OpenSource(source, index, self._retry, crop_seconds) for index, source in enumerate(sources)]
+        for source in opened:
+            for name in self.label_columns:
+                if top_column(name, source.columns) is None:
+                    raise ValueError(
+                        f"{source.source.name!r} has no {name!r} for labels; it has the columns {sorted(source.columns)}"
+                    )
         self._readers = [ShuffledReader(source, **order) for source in opened]
         self._settings = order | {
             "repeat": repeat,
             "weights": [source.weight for source in sources],
             "num_shards": [source.num_shards for source in opened],
+            "channels": [source.channel for source in sources],
+            "crop_seconds": crop_seconds,
         }
 
     def initial_state(self) -> State:
@@ -134,7 +158,7 @@ class AudioStream:
             "drawn": 0,
             "sources": [reader.initial_state() for reader in self._readers],
             "finished": 0,
-            "counts": {"seen": 0, "broken": 0, "too_short": 0, "too_long": 0},
+            "counts": {"seen": 0, **dict.fromkeys(DROPPED, 0)},
         }
 
     def dealt_anew(self, states: Sequence[State]) -> tuple[State, int]:
@@ -159,7 +183,9 @@ class AudioStream:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (example for example, _ in self.iterate())
 
-    def iterate(self, state: State | None = None) -> Iterator[tuple[dict[str, Any], State]]:
+    def iterate(
+        self, state: State | None = None, *, counts: dict[str, int] | None = None
+    ) -> Iterator[tuple[dict[str, Any], State]]:
         """Yield `(example, state)`; `state` resumes with the example after it.
 
         A state is a JSON-able dict that must not be changed. `state["counts"]` says how many rows were seen, and how
@@ -167,22 +193,22 @@ class AudioStream:
 
         Args:
             state: Where to begin, from a stream with the same settings; `None`: at the beginning.
+            counts: Is kept at what was seen and dropped so far, also after the last example.
         """
         state = state or self.initial_state()
         self._check_settings(state["settings"])
-        counts = dict(state["counts"])
+        counts = {} if counts is None else counts
+        counts |= self.initial_state()["counts"] | state["counts"]
         last_useful = [source["epoch"] for source in state["sources"]]
-        for raw, waveform, place in self._decoded(self._mixed(state)):
+        for raw, heard, place in self._decoded(self._mixed(state)):
             counts["seen"] += 1
-            outcome = self._judge(raw, waveform)
-            if outcome is not None:
-                counts[outcome] += 1
+            self._report(raw, heard)
+            if heard.outcome is not None:
+                counts[heard.outcome] += 1
                 self._check_counts(counts, barren=raw.epoch > last_useful[raw.source] + 1, source=raw.source)
                 continue
             last_useful[raw.source] = raw.epoch
-            input_values = self._crop(waveform, raw)
-            if self.normalised:
-                input_values = normalise(input_values)
+            input_values = normalise(heard.waveform) if self.normalised else heard.waveform
             example = {"id": raw.id, "input_values": input_values, "text": raw.text, "num_samples": len(input_values)}
             if raw.columns is not None:
                 example["columns"] = raw.columns
@@ -218,9 +244,7 @@ class AudioStream:
         point = random_generator(self.seed, "source", self.rank, number).random() * self._cumulative_weights[-1]
         return int(np.searchsorted(self._cumulative_weights, point, side="right"))
 
-    def _decoded(
-        self, rows: Iterable[tuple[RawExample, State]]
-    ) -> Iterator[tuple[RawExample, np.ndarray | AudioDecodeError, State]]:
+    def _decoded(self, rows: Iterable[tuple[RawExample, State]]) -> Iterator[tuple[RawExample, "_Heard", State]]:
         """Decode, in order; with workers some rows ahead of the consumer."""
         if self.num_workers == 0:
             for raw, place in rows:
@@ -240,52 +264,98 @@ class AudioStream:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _decode(self, raw: RawExample) -> np.ndarray | AudioDecodeError:
+    def _decode(self, raw: RawExample) -> "_Heard":
         """The waveform, or why there is none. (Returned, not raised: it is the consumer who counts, in order.)"""
+        if raw.problem is not None:
+            return _Heard("broken", raw.problem)
+        if self.labelled and (lacking := self._lacking(raw)) is not None:
+            return _Heard("unlabelled", f"it has no {lacking}")
+        path = raw.audio.get("path")
         try:
-            data, name = self._retry.call(
-                lambda: read_audio_bytes(raw.audio),
-                lambda error: "://" in (raw.audio.get("path") or "") and is_network_fault(error),
-                f"reading {raw.audio.get('path')}",
-            )
-            return decode_audio(data, name)
+            with self._retry.call(
+                lambda: open_audio(raw.audio),
+                lambda error: is_url(path or "") and is_network_fault(error),
+                f"reading {path}",
+            ) as recording:
+                return self._hear(recording, raw)
         except AudioDecodeError as error:
-            return error
+            return _Heard("broken", str(error))
         except ConnectionError:
             raise
         except OSError as error:
-            return AudioDecodeError(f"{raw.audio.get('path')} cannot be read: {error}")
+            return _Heard("broken", f"{path} cannot be read: {error}")
 
-    def _judge(self, raw: RawExample, waveform: np.ndarray | AudioDecodeError) -> str | None:
-        """Why an example is dropped; `None` if it is not."""
-        if isinstance(waveform, AudioDecodeError):
-            logger.warning("skipping %s of %r: %s", raw.id, self._sources[raw.source].path, waveform)
-            return "broken"
-        if len(waveform) < max(self.min_seconds * SAMPLING_RATE, 1):
-            return "too_short"
-        if self.max_seconds is not None and len(waveform) > self.max_seconds * SAMPLING_RATE:
-            return "too_long"
-        return None
+    def _hear(self, recording: Recording, raw: RawExample) -> "_Heard":
+        """The part of a recording that is an example, if its length is right: nothing else of it is decoded."""
+        start, stop = part_of(recording, raw.start, raw.stop)
+        length = stop - start
+        if length < max(self.min_seconds * SAMPLING_RATE, 1):
+            return _Heard("too_short")
+        if self.max_seconds is not None and length > self.max_seconds * SAMPLING_RATE:
+            return _Heard("too_long")
+        if self.crop_seconds is not None and length > (wanted := round(self.crop_seconds * SAMPLING_RATE)):
+            start += int(random_generator(self.seed, "crop", raw.epoch, raw.id).integers(length - wanted + 1))
+            stop = start + wanted
+        # To the end is to wherever decoding ends, which may differ by a sample from what the length says.
+        waveform, cancels = recording.read(start, None if stop == recording.num_samples else stop, raw.channel)
+        return _Heard(None if len(waveform) else "too_short", waveform=waveform, cancels=cancels)
+
+    def _lacking(self, raw: RawExample) -> str | None:
+        """Which label an example does not have."""
+        wanted = {name: look_up(raw.columns or {}, name) for name in self.label_columns}
+        if self._sources[raw.source].text_column is not None:
+            wanted[self._sources[raw.source].text_column] = raw.text
+        return next((f"{name!r}" for name, value in wanted.items() if is_empty(value)), None)
+
+    def _report(self, raw: RawExample, heard: "_Heard") -> None:
+        """Say which row is dropped as broken, and, once for a source, that mixing its channels loses them."""
+        source = self._sources[raw.source].name
+        if heard.outcome in ("broken", "unlabelled"):
+            reason = f"{raw.name}: {heard.reason}"
+            self._first_reason = self._first_reason or reason
+            logger.warning("skipping %s of %r, %s", raw.id, source, reason)
+        if heard.cancels and raw.source not in self._cancelling:
+            self._cancelling.add(raw.source)
+            logger.warning(
+                "the channels of %s (%s of %r) cancel each other when they are mixed, so little is heard of it; take "
+                "one of them with channel=0, or each with channel=split (said once for a source)",
+                raw.audio.get("path") or raw.name,
+                raw.id,
+                source,
+            )
+
+    def _remedy(self) -> str:
+        return f"the first: {self._first_reason}" if self._first_reason else "check min_seconds and max_seconds"
 
     def _check_counts(self, counts: dict[str, int], *, barren: bool, source: int, final: bool = False) -> None:
-        said = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in counts.items())
+        said = said_counts(counts)
         if counts["broken"] > self.max_broken_share * max(counts["seen"], 0 if final else _SHARE_AFTER):
             raise ValueError(
                 f"more than {self.max_broken_share:.1%} of the audio files cannot be decoded ({said}); "
-                "repair or remove the files named in the log, or raise data.max_broken_share"
+                "repair or remove the files named in the log, or raise data.max_broken_share. The first: "
+                f"{self._first_reason}"
             )
-        dropped = counts["broken"] + counts["too_short"] + counts["too_long"]
+        dropped = sum(counts[name] for name in DROPPED)
         # One of several ranks may be left without an example of a small set; that is no mistake in the data.
         if barren or (final and counts["seen"] == dropped and (dropped or self.world_size == 1)):
-            raise ValueError(
-                f"{self._sources[source].path!r} gives no usable example ({said}); check min_seconds and max_seconds"
-            )
+            raise ValueError(f"{self._sources[source].name!r} gives no usable example ({said}); {self._remedy()}")
 
-    def _crop(self, waveform: np.ndarray, raw: RawExample) -> np.ndarray:
-        if self.crop_seconds is None:
-            return waveform
-        length = round(self.crop_seconds * SAMPLING_RATE)
-        if len(waveform) <= length:
-            return waveform
-        start = random_generator(self.seed, "crop", raw.epoch, raw.id).integers(len(waveform) - length + 1)
-        return waveform[start : start + length]
+
+@dataclass(frozen=True)
+class _Heard:
+    """What decoding a row gave: a waveform, or the count that it goes to and why."""
+
+    outcome: str | None
+    reason: str = ""
+    waveform: np.ndarray | None = None
+    cancels: bool = False
+
+
+def said_counts(counts: dict[str, int]) -> str:
+    """Counts in words: "42 seen, 2 broken, 1 too short"."""
+    return ", ".join(f"{counts[name]} {name.replace('_', ' ')}" for name in counts if counts[name] or name == "seen")
+
+
+def is_empty(label: Any) -> bool:
+    """Whether a row does not say its transcript or label: null, blank, or a number that is none."""
+    return label is None or (isinstance(label, str) and not label.strip()) or (label != label) is True

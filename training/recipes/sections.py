@@ -1,8 +1,9 @@
 """The sections that recipes of several kinds share, and the types of their values."""
 
+import os
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, field_validator
 from pydantic import model_validator as checked
 
 # Strict, or `true` would be 1 and "3" a number; rates are not, because YAML reads 1e-4 as a string.
@@ -10,6 +11,7 @@ PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Probability = Share
+ChannelChoice = Literal["mean", "split"] | NonNegativeInt
 
 
 class Section(BaseModel):
@@ -37,12 +39,23 @@ class Recipe(Section):
 class SourceSection(Section):
     """One source of audio, see `AudioSource`."""
 
-    path: str
+    path: str = Field(description="a Hub id, a folder, a file, a glob or a URL")
     split: str = "train"
     config_name: str | None = None
-    audio_column: str | None = None
+    audio_column: str | None = Field(None, description="None: the only one; a.b is the field b of the column a")
     text_column: str | None = None
+    channel: ChannelChoice = Field(
+        "mean", description="of recordings with several: their mean, the number of one, or each as an example (split)"
+    )
+    allow_paths: tuple[str, ...] = Field(
+        (), description="folders and URLs outside the data set that its rows may name files of"
+    )
     weight: PositiveFloat = 1.0
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _paths_are_text(cls, value):
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 class SubnetSection(Section):

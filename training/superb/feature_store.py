@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from lighthubert_hf.files import is_leftover, replacing_folder, sweep
 from lighthubert_hf.preprocessing import SAMPLING_RATE
+from lighthubert_hf.training.audio.row_paths import is_url
 from lighthubert_hf.training.audio.sources import AudioSource
 
 from .splits import CHUNK, FACTS, FEATURES, ROWS, CachedSplit, LiveSplit, Selection, Split, in_chunks, plain_row
@@ -61,6 +62,7 @@ class FeatureStore:
             "split": selection.source.split,
             "config_name": selection.source.config_name,
             "audio_column": selection.source.audio_column,
+            "channel": selection.source.channel,
             "max_seconds": selection.max_seconds,
             "max_examples": selection.max_examples,
             "dtype": self.dtype,
@@ -148,9 +150,14 @@ def data_fingerprint(source: AudioSource) -> Any:
     Raises:
         FileNotFoundError: There are none.
     """
+    if source.dataset is not None:
+        return source.dataset._fingerprint
     if source.is_remote:
         return _commit(source.path) if isinstance(source.path, str) and "://" not in source.path else source.path
-    patterns = source.files or [os.path.join(glob.escape(source.path), "**")]
+    folders = [path for path in source.allow_paths if not is_url(path)]
+    folders = [os.path.expanduser(path) for path in folders] + ([source.path] if source.files is None else [])
+    patterns = [glob.escape(file) if os.path.exists(file) else file for file in source.files or ()]
+    patterns += [os.path.join(glob.escape(folder), "**") for folder in folders]
     paths = sorted(path for pattern in patterns for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
     if not paths:
         raise FileNotFoundError(f"{source.path}: no such folder or files; give a folder, a glob of files or a Hub id")

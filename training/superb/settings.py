@@ -13,7 +13,7 @@ from pydantic import model_validator as checked
 from lighthubert_hf.hub.card import is_hub_id
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.recipes.loading import load_recipe
-from lighthubert_hf.training.recipes.sections import NonNegativeInt, PositiveInt, Section
+from lighthubert_hf.training.recipes.sections import ChannelChoice, NonNegativeInt, PositiveInt, Section
 
 TaskName = Literal["pr", "asr", "ks", "ic", "er", "sid", "asv", "sd", "sf", "qbe"]
 TASKS: tuple[str, ...] = ("pr", "asr", "ks", "ic", "er", "sid", "asv", "sd", "sf", "qbe")
@@ -25,6 +25,10 @@ class TaskData(Section):
     path: str | list[str] | None = Field(None, description="folder, glob, URL or Hub id")
     config_name: str | None = None
     audio_column: str | None = None
+    channel: ChannelChoice = Field("mean", description="of recordings with several: their mean, or the number of one")
+    allow_paths: tuple[str, ...] = Field(
+        (), description="folders and URLs outside the data set that its rows may name files of"
+    )
     train: str = "train"
     validation: str | None = Field("validation", description="which head is kept is decided on it; null: the last one")
     test: str = "test"
@@ -52,7 +56,8 @@ class TaskData(Section):
 
     def source(self, split: str) -> AudioSource:
         path = tuple(self.path) if isinstance(self.path, list) else self.path
-        return AudioSource(path, split, self.config_name, self.audio_column, all_columns=True)
+        where = {"channel": self.channel, "allow_paths": self.allow_paths}
+        return AudioSource(path, split, self.config_name, self.audio_column, all_columns=True, **where)
 
 
 class SuperbData(Section):

@@ -46,9 +46,10 @@ class Selection:
         """The examples of an `AudioStream`, waveforms as recorded; `counts` gets how many were read and dropped."""
         counts = {} if counts is None else counts
         stream = self._stream(seed=0, shuffle=self.max_examples is not None, repeat=False)
-        counts |= {"used": 0, "too_long": 0}
-        for example, state in stream.iterate():
-            counts["broken"] = state["counts"]["broken"] + state["counts"]["too_short"]
+        counts |= {"used": 0, "broken": 0, "too_long": 0}
+        read: dict[str, int] = {}
+        for example, _ in stream.iterate(counts=read):
+            counts["broken"] = read["broken"] + read["too_short"]
             if self._is_too_long(example):
                 counts["too_long"] += 1
                 continue
@@ -56,6 +57,7 @@ class Selection:
             yield example
             if counts["used"] == self.max_examples:
                 return
+        counts["broken"] = read["broken"] + read["too_short"]  # also what came after the last example
 
     def repeat(self, seed: int) -> Iterator[dict[str, Any]]:
         """The same for ever, in a random order (the same order, where `max_examples` selects)."""

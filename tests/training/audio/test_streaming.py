@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lighthubert_hf.training.audio.decoding import normalise
-from lighthubert_hf.training.audio.sources import AudioSource, ShuffledReader
+from lighthubert_hf.training.audio.reading import ShuffledReader
+from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.audio.streaming import AudioStream
 
 from ..stored_speech import ROWS_PER_SHARD, encode, write_parquet_shards
@@ -443,9 +444,8 @@ def test_remote_audio_files_are_retried_too(faulty_server, tmp_path):
     rows = [{"audio": {"bytes": None, "path": f"{faulty_server.url}/{name}"}} for name in ("a.flac", "missing.flac")]
     schema = pa.schema({"audio": pa.struct({"bytes": pa.binary(), "path": pa.string()})})
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "rows.parquet")
-    stream = AudioStream(
-        [AudioSource(f"{tmp_path}/*.parquet")], repeat=False, max_broken_share=0.5, retry_seconds=0.001
-    )
+    source = AudioSource(f"{tmp_path}/*.parquet", allow_paths=(faulty_server.url,))
+    stream = AudioStream([source], repeat=False, max_broken_share=0.5, retry_seconds=0.001)
     faulty_server.faults.extend(["error", "drop"])
     ((example, _),) = stream.iterate()
     assert example["num_samples"] == 3200
