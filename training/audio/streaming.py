@@ -139,9 +139,8 @@ class AudioStream:
         for source in opened:
             for name in self.label_columns:
                 if top_column(name, source.columns) is None:
-                    raise ValueError(
-                        f"{source.source.name!r} has no {name!r} for labels; it has the columns {sorted(source.columns)}"
-                    )
+                    others = sorted(set(source.columns) - {source.audio_column})
+                    raise ValueError(f"{source.source.name!r} has no {name!r}; it has {others}")
         self._readers = [ShuffledReader(source, **order) for source in opened]
         self._settings = order | {
             "repeat": repeat,
