@@ -12,6 +12,7 @@ from lighthubert_hf import LightHubertConfig, SearchSpace
 
 from .checkpoints.errors import ConversionError, first_line, listed
 from .checkpoints.reading import MappedWeights, folder_weights, read_json
+from .checkpoints.recognition import refuse_foreign_folder
 from .layout.spaces import default_space
 from .layout.supernet import Layout
 
@@ -64,20 +65,9 @@ _SIZES = (
     "num_conv_pos_embedding_groups",
 )
 
-# Parts of task and pre-training heads, which a supernet does not take over. `feature_extractor` is that of an x-vector
-# head; the encoder's has a prefix there.
-_HEADS = (
-    "lm_head",
-    "projector",
-    "classifier",
-    "layer_weights",
-    "feature_extractor",
-    "tdnn",
-    "objective",
-    "quantizer",
-    "project_hid",
-    "project_q",
-)
+# What an encoder consists of. All else in a folder rides along and takes no part in what its encoder computes: heads,
+# quantisers, label embeddings, projections to them.
+_ENCODER = ("feature_extractor", "feature_projection", "encoder", "masked_spec_embed")
 
 # torch's two spellings of weight norm.
 _WEIGHT_NORM = {
@@ -127,8 +117,15 @@ def layout_family(folder: Path, space: SearchSpace | None = None) -> Layout:
 
 
 def _source_config(folder: Path) -> PreTrainedConfig:
+    if not (folder / "config.json").is_file():
+        refuse_foreign_folder(folder)
     data = read_json(folder / "config.json")
     kind = data.get("model_type")
+    if kind == "lighthubert":
+        raise ConversionError(
+            f"{folder} is a LightHuBERT already; `lighthubert extract` takes subnets out of a supernet, --to-original "
+            "writes it in the original's format"
+        )
     if kind not in CONFIGS:
         raise ConversionError(f"{folder} holds a {kind!r} model; supernets are made of {', '.join(CONFIGS)}")
     try:
@@ -142,21 +139,24 @@ def _source_config(folder: Path) -> PreTrainedConfig:
 
 
 def _names(weights: MappedWeights, model_type: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The folder's names by ours, and those of heads; every name is accounted for."""
-    prefix = f"{model_type}."
-    has_head = any(name.startswith(prefix) for name in weights)
+    """The folder's names by ours, and those of what is not the encoder; every name is accounted for."""
+    has_head = any(name.startswith(f"{model_type}.") for name in weights)
+    prefix = f"{model_type}." if has_head else ""
     names, dropped = {}, []
     for name in weights:
-        if has_head and not name.startswith(prefix):
+        ours = name.removeprefix(prefix)
+        if not name.startswith(prefix) or ours.split(".")[0] not in _ENCODER:
             dropped.append(name)
             continue
-        ours = name.removeprefix(prefix)
         ours = _WEIGHT_NORM.get(ours, ours)
         if ours in names:
             raise ConversionError(f"{weights.where} has one weight twice: {names[ours]} and {name}")
         names[ours] = name
-    if unknown := [name for name in dropped if name.split(".")[0] not in _HEADS]:
-        raise ConversionError(f"{weights.where} has weights of no known head: {listed(unknown)}")
+    if not names:
+        raise ConversionError(
+            f"{weights.where} has no weights of a {model_type} encoder, but {listed(dropped)}; if it is inside "
+            "another model, save it from there by itself with `save_pretrained`"
+        )
     return names, tuple(dropped)
 
 

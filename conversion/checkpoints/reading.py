@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from lighthubert_hf.files import read_object
 
 from .errors import ConversionError, first_line, listed
+from .recognition import refuse_foreign
 
 REMAP_BYTES = 16 * 2**20
 _OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle that starts with torch's magic number
@@ -94,6 +95,7 @@ def _check_archive(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(len(_OLD_FORMAT))
     if start == _OLD_FORMAT:
+        refuse_foreign(path)
         raise ConversionError(
             f"{path} has the format of PyTorch before 1.6, which has no checksums; save it again: "
             f"torch.save(torch.load('{path}', weights_only=True), 'new.pt')"
@@ -103,6 +105,7 @@ def _check_archive(path: Path) -> None:
             packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
             damaged = archive.testzip()
     except Exception as error:  # the bytes are arbitrary, and so is what the zip reader trips over
+        refuse_foreign(path)
         raise ConversionError(
             f"{path} is truncated, damaged, or no PyTorch checkpoint ({first_line(error)}); fetch it again"
         ) from None
@@ -133,6 +136,7 @@ def _load_torch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = _unsafe_globals(path)
+        refuse_foreign(path)
         if not wanted:
             raise ConversionError(f"{path} cannot be unpickled safely: {_reason(error)}") from None
         raise ConversionError(

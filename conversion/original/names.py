@@ -28,6 +28,10 @@ FIXED: dict[str, str | None] = {
     "final_proj.bias": None,
 }
 
+# What else fairseq's pre-training and heads may leave beside an encoder, by the first part of the name: quantisers,
+# projections, codebooks, classifiers. The encoder is the same without.
+RIDERS = ("quantizer", "project_q", "project_inp", "target_glu", "input_quantizer", "lm_head", "classifier", "proj")
+
 # feature_extractor.conv_layers.N.… → feature_extractor.conv_layers.N.…, with the norm's names by feat_extract_norm
 CONV_LAYER = {"0.weight": "conv.weight", "0.bias": "conv.bias"}
 CONV_NORM = {
@@ -73,6 +77,8 @@ def from_original(name: str) -> str | None:
         return FIXED[name]
     if _HEAD.fullmatch(name):
         return HEAD
+    if name.split(".")[0] in RIDERS:
+        return None
     return _in_layer(name, CONV_LAYER | CONV_NORM["layer"] | CONV_NORM["group"], ENCODER_LAYER)
 
 

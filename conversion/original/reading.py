@@ -6,6 +6,7 @@ from pathlib import Path
 from lighthubert_hf import LightHubertConfig, SearchSpace
 from lighthubert_hf.conversion.checkpoints.errors import ConversionError, listed
 from lighthubert_hf.conversion.checkpoints.reading import MappedWeights, read_torch_file, torch_weights
+from lighthubert_hf.conversion.checkpoints.recognition import refuse_foreign
 from lighthubert_hf.conversion.layout.spaces import default_space
 from lighthubert_hf.conversion.layout.supernet import HEAD, Layout
 from lighthubert_hf.preprocessing import SAMPLING_RATE
@@ -34,9 +35,13 @@ def layout_original(path: Path, space: SearchSpace | None = None) -> tuple[Layou
         FileNotFoundError, ConversionError: if it cannot be read or holds something else.
     """
     checkpoint = read_torch_file(path)
+    cfg = checkpoint.get("cfg") if isinstance(checkpoint, Mapping) else None
+    if not isinstance(cfg, Mapping) or not isinstance(cfg.get("model"), Mapping):
+        refuse_foreign(path)
     if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("model"), Mapping):
+        refuse_foreign(path)
         raise ConversionError(f'{path} holds no {{"cfg": …, "model": weights}}; is it another kind of checkpoint?')
-    model, task = (Settings(checkpoint.get("cfg"), section) for section in ("model", "task"))
+    model, task = (Settings(cfg, section) for section in ("model", "task"))
     kind = kind_of(model)
     predicts = _predicts(model, kind)
     weights = torch_weights(path, checkpoint["model"])

@@ -210,3 +210,32 @@ def test_fairseq_hubert(overrides, tmp_path, waveforms):
     assert_as_source(model, source, waveforms)
     assert (model.config.head_dim, model.config.attention_dropout) == (16, 0.25)
     assert not AutoFeatureExtractor.from_pretrained(tmp_path / "supernet").do_normalize
+
+
+@pytest.mark.parametrize("cls", [HubertModel, HubertForCTC])
+def test_what_rides_along_is_dropped_by_name(cls, tmp_path, waveforms):
+    """As ContentVec's `final_proj` on the Hub, beside a bare encoder or beside a head."""
+    source = make(cls, HubertConfig)
+    folder = save(source, tmp_path / "source")
+    riders = {
+        "final_proj.weight": torch.ones(8, 64),
+        "final_proj.bias": torch.ones(8),
+        "label_embs_concat": torch.ones(5, 8),
+        "quantizer.codevectors": torch.ones(1, 4, 8),
+        "my_classifier.dense.weight": torch.ones(3, 64),
+    }
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | riders, folder / "model.safetensors", metadata={"format": "pt"})
+    report = convert(folder, tmp_path / "supernet")
+    heads = {name for name in weights if cls is HubertForCTC and name.startswith("lm_head")}
+    assert set(report.dropped) == riders.keys() | heads
+    assert "final_proj.weight" in str(report)
+    assert_as_source(LightHubertModel.from_pretrained(tmp_path / "supernet"), source.base_model, waveforms)
+
+
+def test_a_folder_without_an_encoder_is_refused(tmp_path):
+    folder = save(make(HubertModel, HubertConfig), tmp_path / "source")
+    weights = load_file(folder / "model.safetensors")
+    save_file({f"upstream.{name}": tensor for name, tensor in weights.items()}, folder / "model.safetensors")
+    with pytest.raises(ConversionError, match=r"no weights of a hubert encoder, but upstream\..*save it from there"):
+        convert(folder, tmp_path / "supernet")
