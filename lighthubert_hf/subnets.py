@@ -1,7 +1,9 @@
 """Which subnet of a supernet is meant: one of three names, a JSON file, or the subnet itself."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .model.configuration_lighthubert import LightHubertConfig
 from .model.search_space import SearchSpace, Subnet
@@ -14,19 +16,19 @@ def named_subnets(config: LightHubertConfig) -> dict[str, Subnet]:
     return {"smallest": space.smallest(), "default": default, "largest": space.largest()}
 
 
-def choose_subnet(choice: str | Path | Subnet, config: LightHubertConfig) -> Subnet:
+def choose_subnet(choice: str | Path | Subnet | Mapping[str, Any], config: LightHubertConfig) -> Subnet:
     """The subnet that a user asked for.
 
     Args:
-        choice: a name, a JSON file of a `Subnet`, or a `Subnet`.
+        choice: a name, a JSON file of a `Subnet`, or a `Subnet` or its fields.
         config: the supernet's.
 
     Raises:
         FileNotFoundError: if it is neither a name nor a file.
         ValueError: if the file describes no subnet.
     """
-    if isinstance(choice, Subnet):
-        return choice
+    if not isinstance(choice, str | Path):
+        return Subnet.of(choice)
     named = named_subnets(config)
     if choice in named:
         return named[choice]

@@ -109,10 +109,12 @@ class LatencyTable:
 
     def latency_ms(self, subnet: Subnet) -> float:
         """Milliseconds of one forward pass of the extracted `subnet`, predicted."""
+        subnet = Subnet.of(subnet)
         return sum(self._look_up(self.milliseconds, self._latency_fit, subnet))
 
     def peak_memory(self, subnet: Subnet) -> int:
         """Bytes of the extracted `subnet`'s weights and its activations where they need most, predicted."""
+        subnet = Subnet.of(subnet)
         weights = count_parameters(self.config, subnet) * self.bytes_per_weight
         return int(weights + max(self._look_up(self.activations, self._memory_fit, subnet)))
 

@@ -104,6 +104,7 @@ def macs_by_part(
 def _checked(config: LightHubertConfig, subnet: Subnet | None) -> tuple[LightHubertConfig, Subnet]:
     if subnet is None:
         return config, config.architecture
+    subnet = Subnet.of(subnet)
     config.check_subnet(subnet)
     return config, subnet
 

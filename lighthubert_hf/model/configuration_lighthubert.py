@@ -68,8 +68,7 @@ class LightHubertConfig(HubertConfig):
             space = self._space()
             self.search_space = space.to_dict()
             subnet = self.default_subnet if self.default_subnet is not None else space.default()
-            subnet = subnet if isinstance(subnet, Subnet) else Subnet.from_dict(subnet)
-            self.default_subnet = self.canonical(subnet).to_dict()
+            self.default_subnet = self.canonical(Subnet.of(subnet)).to_dict()
         super().__post_init__(**kwargs)
         # @strict calls the validator too, but wraps its error into one that is no ValueError.
         self.validate_architecture()
@@ -84,8 +83,7 @@ class LightHubertConfig(HubertConfig):
         return super().from_dict(config_dict | given, **kwargs)
 
     def _space(self) -> SearchSpace:
-        space = self.search_space
-        return space if isinstance(space, SearchSpace) else SearchSpace.from_dict(space)
+        return SearchSpace.of(self.search_space)
 
     def validate_architecture(self) -> None:
         """Called by `@strict` after construction: sizes that cannot work are named here rather than in a matmul."""
@@ -131,7 +129,7 @@ class LightHubertConfig(HubertConfig):
     def check_subnet(self, subnet: Subnet) -> None:
         """Raise a ValueError with the reason if `subnet` cannot be cut out of weights of this config's sizes."""
         check_cuttable(
-            subnet,
+            Subnet.of(subnet),
             hidden_size=self.hidden_size,
             num_attention_heads=self.num_attention_heads,
             intermediate_size=self.intermediate_size,
@@ -151,7 +149,7 @@ class LightHubertConfig(HubertConfig):
 
         So two subnets of this config compute the same if, and only if, they are equal then.
         """
-        full = tuple(self.conv_dim)
+        subnet, full = Subnet.of(subnet), tuple(self.conv_dim)
         if self.has_elastic_front_end:
             return subnet if subnet.conv_dim is not None else replace(subnet, conv_dim=full)
         return subnet if subnet.conv_dim != full else replace(subnet, conv_dim=None)

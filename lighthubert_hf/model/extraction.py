@@ -26,6 +26,7 @@ ELASTIC = (ElasticConv1d, ElasticGroupNorm, ElasticLayerNorm, ElasticLinear, Ela
 
 def subnet_config(config: LightHubertConfig, subnet: Subnet) -> LightHubertConfig:
     """Config of the static model that `subnet` is. Layers that differ become `per_layer_config` entries."""
+    subnet = Subnet.of(subnet)
     config.check_subnet(subnet)
     data = config.to_dict()
     data.pop("per_layer_config", None)
@@ -90,7 +91,7 @@ def extract_subnet(model: Model, subnet: Subnet) -> Model:
     Raises:
         ValueError: if `model` is static or `subnet` does not fit it.
     """
-    model._check_can_activate(subnet)
+    subnet = model._checked_subnet(subnet)
     config = subnet_config(model.config, subnet)
     # A twin on the same tensors, so that `model` runs what is active in it all the while, in other threads too.
     twin = _build(type(model), copy.deepcopy(model.config), model.state_dict(), like=model)

@@ -5,7 +5,7 @@ chose; without it they are ordinary static layers. State-dict names are those of
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -380,7 +380,7 @@ class LightHubertPreTrainedModel(PreTrainedModel):
         """The architecture `forward` runs at present."""
         return self.base_model._active_subnet  # pyrefly: ignore[bad-return]
 
-    def set_active_subnet(self, subnet: Subnet) -> None:
+    def set_active_subnet(self, subnet: Subnet | Mapping[str, Any]) -> None:
         """Make `forward` run `subnet`. Weights and config stay as they are. A `forward` that runs in another thread
         meanwhile ends in a `RuntimeError`.
 
@@ -390,20 +390,20 @@ class LightHubertPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: if the model is static or the subnet does not fit its weights.
         """
-        self._check_can_activate(subnet)
+        subnet = self._checked_subnet(subnet)
         with activation_lock():
             self._set_active(subnet)
 
-    def _check_can_activate(self, subnet: Subnet) -> None:
+    def _checked_subnet(self, subnet: Subnet | Mapping[str, Any]) -> Subnet:
         if self.config.search_space is None:
             raise ValueError(
                 "this model is static (its config has no search_space), so no subnet can be activated; "
                 "load the supernet it was extracted from"
             )
         self._check_no_adapters()
-        if not isinstance(subnet, Subnet):
-            raise ValueError(f"expected a Subnet, got {type(subnet).__name__}; Subnet.from_dict reads a dict")
+        subnet = Subnet.of(subnet)
         self.config.check_subnet(subnet)
+        return subnet
 
     def _check_no_adapters(self) -> None:
         """Adapters have the full sizes of the layers they stand for; those of a supernet run parts of themselves."""
@@ -419,7 +419,7 @@ class LightHubertPreTrainedModel(PreTrainedModel):
             getattr(self, name).set_active(in_ranges=((0, subnet.hidden_size),))
 
     @contextmanager
-    def subnet_activated(self, subnet: Subnet) -> Iterator[None]:
+    def subnet_activated(self, subnet: Subnet | Mapping[str, Any]) -> Iterator[None]:
         """Run a block with `subnet` active and return to the present one afterwards."""
         before = self.active_subnet
         self.set_active_subnet(subnet)
@@ -428,14 +428,14 @@ class LightHubertPreTrainedModel(PreTrainedModel):
         finally:
             self.set_active_subnet(before)
 
-    def extract_subnet(self, subnet: Subnet | None = None) -> Self:
+    def extract_subnet(self, subnet: Subnet | Mapping[str, Any] | None = None) -> Self:
         """A static model of the same class that computes what `subnet` (default: the active one) computes.
 
         The weights are copies; the supernet is left untouched.
         """
         from .extraction import extract_subnet
 
-        return extract_subnet(self, subnet or self.active_subnet)
+        return extract_subnet(self, self.active_subnet if subnet is None else subnet)
 
     def to_hubert(self) -> PreTrainedModel:
         """The same model as a plain `HubertModel`, `HubertForCTC`, …, zero-padded where its layers differ.

@@ -102,6 +102,18 @@ def _from_mapping(cls: type[T], data: Mapping[str, Any]) -> T:
     return cls(**data)
 
 
+def _from_any(cls: type[T], value: Any) -> T:
+    """A mapping, or an object with the same fields, such as one of another copy of this code."""
+    if isinstance(value, cls):
+        return value
+    if not isinstance(value, Mapping):
+        required = [f.name for f in fields(cls) if f.default is MISSING]
+        if isinstance(value, type) or not all(hasattr(value, name) for name in required):
+            raise ValueError(f"expected a {cls.__name__} or a dict of its fields, got {value!r}")
+        value = {f.name: getattr(value, f.name) for f in fields(cls) if hasattr(value, f.name)}
+    return _from_mapping(cls, value)
+
+
 @dataclass(frozen=True)
 class Subnet:
     """One architecture that can be cut out of a supernet. Hashable; its depth is the length of the per-layer tuples.
@@ -155,6 +167,16 @@ class Subnet:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Subnet":
         return _from_mapping(cls, data)
+
+    @classmethod
+    def of(cls, value: Any) -> "Subnet":
+        """`value` as a subnet: one already, one of another copy of this code (`trust_remote_code` loads a copy from
+        a model's repository), or a mapping.
+
+        Raises:
+            ValueError: if it describes no subnet.
+        """
+        return _from_any(cls, value)
 
     def __str__(self) -> str:
         def short(values: tuple[int, ...]) -> str:
@@ -264,7 +286,9 @@ class SearchSpace:
         return self.count()
 
     def __contains__(self, subnet: object) -> bool:
-        if not isinstance(subnet, Subnet):
+        try:
+            subnet = Subnet.of(subnet)
+        except ValueError:
             return False
         sizes = {int(ratio * subnet.hidden_size) for ratio in self.ffn_ratio}
         return (
@@ -339,6 +363,11 @@ class SearchSpace:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "SearchSpace":
         return _from_mapping(cls, data)
+
+    @classmethod
+    def of(cls, value: Any) -> "SearchSpace":
+        """`value` as a search space; see `Subnet.of`."""
+        return _from_any(cls, value)
 
 
 PUBLISHED_SPACES: dict[str, Callable[[], SearchSpace]] = {

@@ -84,7 +84,8 @@ def test_subnet_activated_returns_to_the_one_before(tiny_supernet):
     ("subnet", "message"),
     [
         (Subnet(128, (1,), (128,)), "hidden_size 128 exceeds the supernet's 64"),
-        ({"hidden_size": 32}, r"expected a Subnet, got dict; Subnet\.from_dict reads a dict"),
+        ({"hidden_size": 32}, "a Subnet has exactly the keys"),
+        ("default", "expected a Subnet or a dict of its fields, got 'default'"),
     ],
 )
 def test_subnets_that_cannot_be_activated(tiny_supernet, subnet, message):

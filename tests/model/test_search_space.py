@@ -1,9 +1,11 @@
+import importlib.util
 import json
 import random
 import subprocess
 import sys
 from dataclasses import replace
 from itertools import pairwise, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lighthubert_hf import SearchSpace, Subnet
+from lighthubert_hf.costs.profiling import count_parameters
+from lighthubert_hf.model import search_space
 from lighthubert_hf.model.search_space import check_cuttable, ffn_ranges, kept_layers
+from lighthubert_hf.subnets import choose_subnet
 
 SMALL, BASE = SearchSpace.small(), SearchSpace.base()
 TINY = SearchSpace((2, 4), (1, 2), (1.5, 2.0), (1, 2))
@@ -19,7 +24,7 @@ CONV = SearchSpace((2, 4), (1, 2), (1.5, 2.0), (1, 2), ((1, 2), (3,), (4, 6)))
 
 
 def test_no_torch_is_imported():
-    code = "import sys; sys.argv = ['lighthubert']; import lighthubert_hf; "
+    code = "import sys, lighthubert_command, lighthubert_hf; "
     code += "from lighthubert_hf import SearchSpace; SearchSpace.small(); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -324,3 +329,33 @@ def test_what_fits_may_lie_outside_the_space():
     check_cuttable(Subnet(4, (3, 1), (7, 12)), **FULL)
     check_cuttable(Subnet(4, (3, 1), (7, 12), (8, 8)), **FULL)
     check_cuttable(Subnet(4, (3, 1), (7, 12), (1, 7)), **FULL | {"elastic_front_end": True})
+
+
+def test_subnets_of_another_copy_of_the_code(tiny_supernet):
+    """What `trust_remote_code` loads has classes of its own; subnets go between the copies, and as a dict."""
+    source = Path(search_space.__file__)
+    spec = importlib.util.spec_from_file_location("copied_search_space", source)
+    copy = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = copy  # where dataclasses look for their annotations
+    try:
+        spec.loader.exec_module(copy)
+    finally:
+        del sys.modules[spec.name]
+    space, config = tiny_supernet.search_space, tiny_supernet.config
+    ours = space.smallest()
+    theirs = copy.Subnet.from_dict(ours.to_dict())
+    assert type(theirs) is not Subnet
+    for subnet in (theirs, ours.to_dict()):
+        assert Subnet.of(subnet) == ours
+        assert subnet in space
+        assert config.check_subnet(subnet) is None
+        assert choose_subnet(subnet, config) == ours
+        assert count_parameters(config, subnet) == count_parameters(config, ours)
+        assert tiny_supernet.extract_subnet(subnet).config.architecture == ours
+        with tiny_supernet.subnet_activated(subnet):
+            assert tiny_supernet.active_subnet == ours
+            assert type(tiny_supernet.active_subnet) is Subnet
+    assert copy.SearchSpace.of(space).smallest() == theirs
+    assert SearchSpace.of(copy.SearchSpace.of(space)) == space
+    with pytest.raises(ValueError, match="expected a Subnet or a dict of its fields"):
+        Subnet.of(Subnet)
