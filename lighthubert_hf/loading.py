@@ -46,6 +46,24 @@ def load_encoder(name: str, revision: str | None = None) -> "PreTrainedModel":
     return _loaded(AutoModel, name, revision).eval()
 
 
+def on_device(model: "PreTrainedModel", device: str | None) -> "PreTrainedModel":
+    """`model` moved to `device`; where it is, if that is `None`.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    import torch
+
+    if device is None:
+        return model
+    try:
+        return model.to(torch.device(device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        usable = ", ".join(["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(f"the device {device!r} cannot be used ({reason}); here there is {usable}") from None
+
+
 def _loaded(cls: Any, name: str, revision: str | None) -> Any:
     try:
         return cls.from_pretrained(name, revision=revision)

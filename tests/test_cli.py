@@ -110,6 +110,17 @@ def test_extract_writes_a_static_model(tiny_supernet, tmp_path):
     assert (tmp_path / "out" / "preprocessor_config.json").is_file()
 
 
+def test_axes_and_devices_that_there_are_not(tiny_supernet, tmp_path, refusal):
+    tiny_supernet.save_pretrained(tmp_path / "supernet")
+    search = ("search", "supernet", "out", "--score", "math:sqrt")
+    assert "unknown cost 'weight'; allowed: parameters, macs" in refusal(*search, "--plot", "weight").splitlines()[-1]
+    for command in (search, ("profile", "supernet")):
+        said = refusal(*command, "--device", "abacus").splitlines()[-1]
+        assert said.startswith("lighthubert: the device 'abacus' cannot be used (")
+        assert "here there is cpu" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_search_names_the_smallest_possible_value_and_leaves_nothing(tiny_supernet, tmp_path, refusal):
     tiny_supernet.save_pretrained(tmp_path / "supernet")
     (tmp_path / "scores.py").write_text("def width(subnet):\n    return subnet.hidden_size\n")

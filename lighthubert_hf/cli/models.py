@@ -75,15 +75,17 @@ def profile(
     seconds: Annotated[list[float] | None, typer.Option(help="Audio length; repeat for several.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch size; repeat for several.")] = None,
     repeats: Annotated[int, typer.Option(help="Runs of which the median counts.")] = 7,
+    device: Annotated[str | None, typer.Option(help="To measure on: cpu (the default), cuda, …")] = None,
     update_card: Annotated[bool, typer.Option(help="Put the time of the longest audio on the card of MODEL.")] = False,
     as_json: Json = False,
 ) -> None:
     """Parameters, MACs, and time measured on this machine, part by part."""
     from lighthubert_hf.costs.profiling import profile
     from lighthubert_hf.hub.publishing import record_latency
-    from lighthubert_hf.loading import load_encoder
+    from lighthubert_hf.loading import load_encoder, on_device
 
-    result = profile(load_encoder(model), seconds or (1.0, 10.0), batch or (1,), repeats=repeats, progress=not as_json)
+    encoder = on_device(load_encoder(model), device)
+    result = profile(encoder, seconds or (1.0, 10.0), batch or (1,), repeats=repeats, progress=not as_json)
     if update_card:
         record_latency(model, result)
     answer(result.to_dict(), as_json, result.table())

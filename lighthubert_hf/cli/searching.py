@@ -31,6 +31,8 @@ def search(
     population_size: Annotated[int, typer.Option(help="Subnets per generation.")] = 20,
     seed: int = 0,
     extract: Annotated[int, typer.Option(help="Save this many subnets of the front as model folders.")] = 0,
+    plot: Annotated[str | None, typer.Option(help="Cost on the picture's axis; the first objective.")] = None,
+    device: Annotated[str | None, typer.Option(help="To score and measure on: cpu (the default), cuda, …")] = None,
     push: Annotated[
         str | None,
         typer.Option(help="OWNER/NAME: publish these at the end, or the front; see `push-family`."),
@@ -43,8 +45,9 @@ def search(
     """Find the subnets that trade quality against cost best. Ctrl-C loses nothing."""
     require("search", *(() if score else ("train",)), what="the search")
     from lighthubert_hf.hub.family import check_push, push_family
-    from lighthubert_hf.loading import load_lighthubert
+    from lighthubert_hf.loading import load_lighthubert, on_device
     from lighthubert_hf.search.costs import Cost, Limit
+    from lighthubert_hf.search.report import describe_search
     from lighthubert_hf.search.run import search
     from lighthubert_hf.search.score import Score
 
@@ -53,7 +56,8 @@ def search(
     objectives = [Cost.parse(text) for text in objective or ["parameters"]]
     if push:
         check_push(push)
-    model = load_lighthubert(supernet, revision)
+    axis = plot and Cost.parse(plot)
+    model = on_device(load_lighthubert(supernet, revision), device)
     result = search(
         model,
         Score.load(score, maximize) if score else _distillation_score(model, teacher, data, split, max_examples),
@@ -66,11 +70,11 @@ def search(
         supernet=supernet,
         revision=revision,
         extract=extract,
+        plot=axis,
         overwrite=overwrite,
     )
     front = [{"name": found.name, "score": found.score, **found.costs} for found in result.front]
-    lines = [f"{found.name}: {found.score:.4g}, {found.subnet}" for found in result.front]
-    answer(front, as_json, "\n".join([*lines, str(output / "pareto.json")]))
+    answer(front, as_json, f"{describe_search(result)}\n{output / 'pareto.json'}")
     if push:
         typer.echo(str(push_family(output / "pareto.json", push, private=private)), err=as_json)
 

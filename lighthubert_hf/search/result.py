@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lighthubert_hf.costs.figures import size_name
-from lighthubert_hf.costs.latency import LatencyTable
+from lighthubert_hf.costs.latency import MAX_ERROR, LatencyTable
 from lighthubert_hf.model.search_space import Subnet
 
 from .costs import Cost
@@ -38,17 +38,35 @@ class SearchResult:
         hypervolume: for each algorithm the share of the box between the best and the worst values found by any that
             its front dominates, after each of its trials.
         tables: the latency measurements behind the costs.
+        baseline: what of the score needs no model at all; see `Score`.
     """
 
     settings: dict[str, Any]
     subnets: tuple[ScoredSubnet, ...]
     hypervolume: dict[str, list[float]]
     tables: dict[str, LatencyTable] = field(default_factory=dict)
+    baseline: float | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What makes the result doubtful, a sentence each."""
+        return tuple(filter(None, (doubt(name, table) for name, table in self.tables.items())))
 
     @property
     def front(self) -> list[ScoredSubnet]:
         """The subnets within the limits that no other dominates, by number of parameters."""
         return [subnet for subnet in self.subnets if subnet.on_front]
+
+
+def doubt(name: str, table: LatencyTable) -> str | None:
+    """Why the latencies of a table, and the front that follows from them, are not to be relied on, if they are not."""
+    if table.is_reliable:
+        return None
+    return (
+        f"{name} is not to be relied on: its predictions are off by {table.median_error:.0%} (median of "
+        f"{len(table.errors)} subnets that were also measured whole), more than {MAX_ERROR:.0%}; search again with "
+        "--overwrite while nothing else runs on this machine"
+    )
 
 
 def collect(
@@ -57,6 +75,7 @@ def collect(
     functions: Mapping[Cost, Callable[[Subnet], float]],
     tables: Mapping[tuple[float, int], LatencyTable],
     objectives: Sequence[Cost],
+    baseline: float | None = None,
 ) -> SearchResult:
     """What the studies of a search have found so far.
 
@@ -65,6 +84,7 @@ def collect(
         functions: what prices a subnet, by cost; parameters and MACs among them.
         tables: the measurements by (seconds, batch).
         objectives: the costs that are traded against the score.
+        baseline: see `Score`.
     """
     found = studies.found()
     scores = {subnet: score for entries in found.values() for subnet, score in entries}
@@ -92,7 +112,7 @@ def collect(
     )
     history = _hypervolumes({name: [s for s, _ in entries] for name, entries in found.items()}, points)
     labelled = {str(Cost("latency", *setting)): table for setting, table in tables.items()}
-    return SearchResult(settings, subnets, history, labelled)
+    return SearchResult(settings, subnets, history, labelled, baseline)
 
 
 def _names(subnets: list[Subnet], parameters: Callable[[Subnet], float], front: set[Subnet]) -> dict[Subnet, str]:

@@ -13,10 +13,10 @@ from lighthubert_hf.model.search_space import Subnet
 from .costs import Cost, Limit, Limits, cost_function
 from .front_folders import extract_front
 from .report import write_report
-from .result import SearchResult, collect
+from .result import SearchResult, collect, doubt
 from .sampler import Genome
 from .score import Score
-from .studies import Studies, check_study_folder
+from .studies import FILE, Studies, check_study_folder
 from .workers import alone_in
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ def search(
     supernet: str = "",
     revision: str | None = None,
     extract: int = 0,
+    plot: Cost | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> SearchResult:
@@ -68,6 +69,7 @@ def search(
         supernet, revision: folder or Hub id of the supernet, for the record.
         overwrite: start over, where `out` holds a search. Its model folders stay.
         extract: how many subnets of the front to save as model folders, evenly spread over it.
+        plot: the cost on the horizontal axis of the picture; by default the first objective.
         progress: show progress bars.
 
     Raises:
@@ -77,7 +79,8 @@ def search(
     score = score if isinstance(score, Score) else Score(score)
     _check(model, trials, population_size, algorithms, extract)
     out = Path(out)
-    priced = tuple(dict.fromkeys([*DEFAULT_COSTS, *objectives, *(limit.cost for limit in limits), *costs]))
+    asked = [*objectives, *(limit.cost for limit in limits), *costs, plot]
+    priced = tuple(dict.fromkeys([*DEFAULT_COSTS, *filter(None, asked)]))
     settings = {
         "supernet": supernet or model.name_or_path,
         "revision": revision,
@@ -112,8 +115,8 @@ def search(
 
     def report() -> SearchResult:
         with alone_in(out):  # or a process that read less may overwrite the report of one that read more
-            result = collect(studies, settings, functions, tables, objectives)
-            write_report(result, out)
+            result = collect(studies, settings, functions, tables, objectives, score.baseline)
+            write_report(result, out, plot)
         return result
 
     try:
@@ -128,7 +131,7 @@ def search(
     if extract:
         with alone_in(out):  # or processes that share the search would write the same folders
             result = extract_front(model, result, out, extract, score, overwrite)
-            write_report(result, out)
+            write_report(result, out, plot)
     return result
 
 
@@ -167,15 +170,22 @@ def latency_tables(
         if not cost.is_measured or setting in tables:
             continue
         path = folder / f"{Cost('latency', *setting)}.json"
-        if not path.is_file():
+        if not _is_usable(path):
             LatencyTable.measure(model.base_model, *setting, progress=progress).save(path)
         tables[setting] = LatencyTable.load(path)
+        if warning := doubt(path.stem, tables[setting]):
+            logger.warning("%s", warning)
         machine = describe_machine(model.device)
         if tables[setting].machine != machine:
             logger.warning(
                 "latencies are of %s, not of %s; delete %s to measure", tables[setting].machine, machine, path
             )
     return tables
+
+
+def _is_usable(path: Path) -> bool:
+    """Whether a table was measured before. One that errs much stays only where subnets were already judged by it."""
+    return path.is_file() and (LatencyTable.load(path).is_reliable or (path.parent / FILE).is_file())
 
 
 def _anchors(model) -> list[Subnet]:

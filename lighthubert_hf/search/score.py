@@ -20,6 +20,8 @@ class Score:
         fingerprint: tells scores apart that are not comparable (other data, another teacher), so that a search is not
             resumed with another one.
         description: what it is measured on, in words, for the cards of the subnets.
+        baseline: the score of what needs no model, to read the others by: of the distillation loss that of always
+            predicting the mean target.
     """
 
     function: Callable[[Subnet], float]
@@ -27,6 +29,7 @@ class Score:
     maximize: bool = False
     fingerprint: str = ""
     description: str | None = None
+    baseline: float | None = None
 
     @classmethod
     def load(cls, reference: str, maximize: bool = False) -> "Score":

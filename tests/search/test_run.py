@@ -14,16 +14,19 @@ import pytest
 import torch
 
 from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, Subnet
+from lighthubert_hf.costs import latency
+from lighthubert_hf.costs.latency import LatencyTable
 from lighthubert_hf.costs.profiling import count_macs, count_parameters
 from lighthubert_hf.hub.family import _check_architecture, read_pareto
 from lighthubert_hf.search import report
-from lighthubert_hf.search.costs import Cost, Limit
-from lighthubert_hf.search.report import to_json
+from lighthubert_hf.search.costs import Cost, Limit, format_cost
+from lighthubert_hf.search.report import describe_search, to_json
 from lighthubert_hf.search.run import search, supernet_fingerprint
 from lighthubert_hf.search.score import Score
 
 from ..tiny import TINY_SPACE
 
+DRAW = report._png
 SMALL = {"trials": 10, "population_size": 4, "progress": False}
 
 
@@ -53,7 +56,7 @@ def found_by(result, algorithm):
 def plots_are_left_out(request, monkeypatch):
     """Drawing one takes longer than all else in a search; `test_report` looks at one."""
     if request.function is not test_report:
-        monkeypatch.setattr(report, "_png", lambda result: b"")
+        monkeypatch.setattr(report, "_png", lambda result, cost: b"")
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +296,94 @@ def test_measured_costs_as_objective_and_limit(tiny_supernet, tmp_path):
     assert first["latency"]["milliseconds_per_second"] == pytest.approx(first["latency_ms"] / 0.6)
 
 
+def known_table(tiny_config, *errors):
+    """A latency table that was measured with these errors, of prices as good as any."""
+    table = LatencyTable.measure(tiny_config, 0.3, rounds=1, checks=0, progress=False)
+    return replace(table, errors=errors)
+
+
+@pytest.fixture
+def measured(monkeypatch, tiny_config):
+    """`measured(*errors)`: tables come with these median errors, one after the other; returns those taken so far."""
+
+    def give(*errors):
+        tables, taken = [known_table(tiny_config, error) for error in errors], []
+        monkeypatch.setattr(latency._Measurement, "table", lambda *_: taken.append(tables[len(taken)]) or taken[-1])
+        return taken
+
+    return give
+
+
+def test_a_bad_latency_table_is_measured_again(measured, tiny_supernet, tmp_path, caplog):
+    taken = measured(0.168, -0.05)
+    options = {"limits": [Limit(Cost("latency", 0.3), 1e9)], **SMALL}
+    result = search(tiny_supernet, analytic, tmp_path, **options)
+    assert len(taken) == 2
+    assert result.tables["latency@0.3s"].median_error == 0.05
+    assert "measured again" in caplog.text
+    assert not result.warnings
+    assert json.loads((tmp_path / "pareto.json").read_text())["warnings"] == []
+
+
+def test_a_latency_table_that_stays_bad_is_said_loudly(measured, tiny_supernet, tmp_path, caplog):
+    taken = measured(0.3, 0.168, 0.2)
+    options = {"limits": [Limit(Cost("latency", 0.3), 1e9)], **SMALL}
+    result = search(tiny_supernet, analytic, tmp_path, **options)
+    assert len(taken) == 3
+    (warning,) = result.warnings
+    assert "latency@0.3s is not to be relied on: its predictions are off by 17%" in warning
+    assert warning in caplog.text
+    assert f"WARNING: {warning}" in describe_search(result)
+    data = json.loads((tmp_path / "pareto.json").read_text())
+    assert data["warnings"] == [warning]
+    assert "median error 17%" in data["scored"][0]["latency"]["command"]
+    caplog.clear()
+    again = search(tiny_supernet, analytic, tmp_path, **options | {"trials": 11})  # judged by the same table
+    assert (len(taken), again.warnings) == (3, (warning,))
+    assert warning in caplog.text
+
+
+def test_the_console_names_the_costs_and_what_no_model_scores(measured, tiny_supernet, tmp_path, monkeypatch):
+    measured(0.01)
+    drawn = []
+    monkeypatch.setattr(report, "_png", lambda result, cost: drawn.append(cost) or b"")
+    limit = Limit(Cost("latency", 0.3), 1e9)
+    score = Score(analytic, baseline=0.8125)
+    result = search(tiny_supernet, score, tmp_path, limits=[limit], plot=Cost("latency", 0.3), **SMALL)
+    lines = describe_search(result).splitlines()
+    assert len(lines) == len(result.front) + 1
+    for line, found in zip(lines, result.front):
+        assert f"latency@0.3s {format_cost('latency', found.costs['latency@0.3s'])}" in line
+        assert f"parameters {format_cost('parameters', found.costs['parameters'])}" in line
+    assert lines[-1] == "always predicting the mean: loss 0.8125"
+    assert set(drawn) == {"latency@0.3s"}
+    assert json.loads((tmp_path / "pareto.json").read_text())["baseline"] == 0.8125
+
+
+def test_picture_marks_what_is_over_the_limit(whole, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    for own in (Axes.scatter, Axes.axvline, Axes.axhline):
+
+        def remember(axes, *args, own=own, **options):
+            drawn.append((options["label"], args))
+            return own(axes, *args, **options)
+
+        monkeypatch.setattr(Axes, own.__name__, remember)
+    result = whole[1]
+    limit = sorted(scored.costs["macs@10s"] for scored in result.subnets)[3]
+    subnets = tuple(replace(s, within_limits=s.costs["macs@10s"] <= limit) for s in result.subnets)
+    settings = result.settings | {"limits": {"macs@10s": limit}}
+    changed = replace(result, subnets=subnets, settings=settings, baseline=2.0)
+    assert DRAW(changed, "macs@10s").startswith(b"\x89PNG")
+    marks = dict(drawn)
+    assert list(marks["over a limit"][0]) == [s.costs["macs@10s"] for s in subnets if s.costs["macs@10s"] > limit]
+    assert all(x <= limit for name in ("evolutionary", "random") for x in marks[name][0])
+    assert marks["limit"] == (limit,)
+    assert marks["always the mean"] == (2.0,)
+
+
 def test_report(tiny_supernet, tmp_path):
     result = search(tiny_supernet, analytic, tmp_path, supernet="</script><b>", revision="abc", seed=7, **SMALL)
     data = json.loads((tmp_path / "pareto.json").read_text())
@@ -307,7 +398,7 @@ def test_report(tiny_supernet, tmp_path):
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "pareto.html").read_text()
     embedded = page.split('id="data">')[1].split("</script>")[0]
-    assert json.loads(embedded) == data
+    assert json.loads(embedded) == data | {"axis": "parameters"}
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")  # nothing is fetched
     assert "<b>" not in page
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -108,7 +108,13 @@ class DistillationScore:
     def as_score(self) -> Score:
         """For `lighthubert_hf.search.run.search`."""
         described = f"{self.num_clips} clips, {self.seconds:.0f} s of audio"
-        return Score(self, "loss", fingerprint=self.fingerprint, description=described)
+        return Score(
+            self,
+            "loss",
+            fingerprint=self.fingerprint,
+            description=described,
+            baseline=self.predicting_the_mean,
+        )
 
     @torch.inference_mode()
     def _loss_of_the_mean(self) -> float:

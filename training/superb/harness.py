@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from lighthubert_hf import __version__
 from lighthubert_hf.costs.measuring import describe_machine
 from lighthubert_hf.files import is_leftover, write_text
+from lighthubert_hf.loading import on_device
 from lighthubert_hf.model.search_space import Subnet
 
 from .feature_store import FeatureStore, data_fingerprint
@@ -86,7 +87,7 @@ def evaluate_model(
     names = parse_tasks(list(tasks) if not isinstance(tasks, str) else tasks)
     _check_data(names, data)
     upstream = load_upstream(model, revision=revision, subnet=subnet)
-    upstream.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on_device(upstream.model, str(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     output = Path(output)
     store = FeatureStore(cache or output / "features", settings.cache_gigabytes, settings.cache_dtype)
     evaluation = _Evaluation(upstream, settings, store, progress)
