@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .devices import choose_device
+
 if TYPE_CHECKING:  # imported when used: the command line starts without transformers
     from transformers import PreTrainedModel
 
@@ -52,16 +54,7 @@ def on_device(model: "PreTrainedModel", device: str | None) -> "PreTrainedModel"
     Raises:
         ValueError: if there is no such device here.
     """
-    import torch
-
-    if device is None:
-        return model
-    try:
-        return model.to(torch.device(device))
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        usable = ", ".join(["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ValueError(f"the device {device!r} cannot be used ({reason}); here there is {usable}") from None
+    return model if device is None else model.to(choose_device(device))
 
 
 def _loaded(cls: Any, name: str, revision: str | None) -> Any:

@@ -1,10 +1,10 @@
 """Which subnet of a supernet is meant: one of three names, a JSON file, or the subnet itself."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .files import read_object
 from .model.configuration_lighthubert import LightHubertConfig
 from .model.search_space import SearchSpace, Subnet
 
@@ -36,6 +36,6 @@ def choose_subnet(choice: str | Path | Subnet | Mapping[str, Any], config: Light
     if not path.is_file():
         raise FileNotFoundError(f"subnet {str(choice)!r} is not default, smallest, largest or a JSON file that exists")
     try:
-        return Subnet.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return Subnet.from_dict(read_object(path))
     except ValueError as error:  # of JSON, too
         raise ValueError(f"{path} describes no subnet: {error}") from None

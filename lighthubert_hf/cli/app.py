@@ -59,10 +59,17 @@ def main() -> None:
         typer.echo(f"lighthubert: {remedy}", err=True)
         sys.exit(2)
     except Exception as error:
-        if os.environ.get("LIGHTHUBERT_TRACEBACK") or not isinstance(error, _user_errors()):
+        if os.environ.get("LIGHTHUBERT_TRACEBACK"):
             raise
-        typer.echo(f"lighthubert: {_one_line(error)}", err=True)
-        sys.exit(2)
+        if isinstance(error, _user_errors()):
+            typer.echo(f"lighthubert: {_one_line(error)}", err=True)
+            sys.exit(2)
+        typer.echo(
+            f"lighthubert: unexpected {type(error).__name__}: {_one_line(error)[:300]}; LIGHTHUBERT_TRACEBACK=1 shows "
+            "where it came from, which a report should say",
+            err=True,
+        )
+        sys.exit(1)
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

@@ -48,12 +48,13 @@ def search(
     from lighthubert_hf.loading import load_lighthubert, on_device
     from lighthubert_hf.search.costs import Cost, Limit
     from lighthubert_hf.search.report import describe_search
-    from lighthubert_hf.search.run import search
+    from lighthubert_hf.search.run import check_settings, search
     from lighthubert_hf.search.score import Score
 
     limits = {"parameters": max_params, "macs": max_macs, "latency": max_latency, "memory": max_memory}
     limits = [Limit.parse(name, text) for name, text in limits.items() if text is not None]
     objectives = [Cost.parse(text) for text in objective or ["parameters"]]
+    check_settings(trials, population_size, extract=extract)
     if push:
         check_push(push)
     axis = plot and Cost.parse(plot)

@@ -22,12 +22,14 @@ def demo(
 ) -> None:
     """The whole job, small and offline: speech, teacher, supernet, search, models, table. Continues if interrupted."""
     require("train", "search", "demo", what="the demo")
+    from lighthubert_hf.locks import locked
     from lighthubert_hf.training.demo.run import run_demo
     from lighthubert_hf.training.demo.settings import DemoSettings
 
     make = DemoSettings.tiny if tiny else DemoSettings
     settings = make(teacher=teacher, dataset=dataset, text_column=text_column or None)
-    run_demo(output, settings, overwrite=overwrite, say=typer.echo)
+    with locked(output):
+        run_demo(output, settings, overwrite=overwrite, say=typer.echo)
 
 
 @app.command()
@@ -109,6 +111,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Judge a frozen model on the tasks of SUPERB, by a small head each. Again, it goes on where it was."""
+    from lighthubert_hf.devices import choose_device
+    from lighthubert_hf.locks import locked
     from lighthubert_hf.training.recipes.loading import parse_recipe
     from lighthubert_hf.training.superb import report, tiny
     from lighthubert_hf.training.superb.harness import evaluate_model
@@ -131,14 +135,16 @@ def evaluate(
         "seed": seed,
     }
     settings, chosen = parse_recipe(EvaluationSettings, settings), parse_tasks(tasks)
+    device = str(choose_device(device))
     table = None if synthetic else load_data(data or [])
     upstream = load_upstream(model, revision=revision, subnet=subnet)
     if update_card:
         report.check_card(model, upstream.subnet is not None)
-    table = table or tiny.synthetic_data(output / "data", chosen)
-    results = evaluate_model(
-        upstream, chosen, table, output, settings, cache=cache, device=device, overwrite=overwrite
-    )
+    with locked(output):
+        table = table or tiny.synthetic_data(output / "data", chosen)
+        results = evaluate_model(
+            upstream, chosen, table, output, settings, cache=cache, device=device, overwrite=overwrite
+        )
     if update_card:
         report.update_card(model, results)
     answer(results, as_json, f"{report.describe_evaluation(results)}\n{output / 'results.md'}")

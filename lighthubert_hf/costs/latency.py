@@ -1,7 +1,6 @@
 """Measured costs of a supernet's layers, and what a whole subnet costs by them."""
 
 import itertools
-import json
 import logging
 import math
 import os
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from lighthubert_hf.files import write_json
+from lighthubert_hf.files import read_object, write_json
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 from lighthubert_hf.model.extraction import subnet_config
 from lighthubert_hf.model.feature_encoder import FeatureEncoder
@@ -177,7 +176,7 @@ class LatencyTable:
         if not path.is_file():
             raise FileNotFoundError(f"no latency table at {path}; LatencyTable.measure makes one")
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_object(path, "delete it to measure again")
             return cls(
                 LightHubertConfig.from_dict(data["config"]),
                 data["seconds"],
@@ -188,7 +187,7 @@ class LatencyTable:
                 tuple(data["errors"]),
                 data["bytes_per_weight"],
             )
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no latency table ({error}); delete it to measure anew") from None
 
 

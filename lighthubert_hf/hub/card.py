@@ -20,6 +20,7 @@ from transformers import HubertConfig, PreTrainedConfig
 from lighthubert_hf import __version__
 from lighthubert_hf.costs.figures import human
 from lighthubert_hf.costs.profiling import CLIP_SECONDS
+from lighthubert_hf.files import read_object
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 from lighthubert_hf.model.search_space import SearchSpace, Subnet
 from lighthubert_hf.preprocessing import SAMPLING_RATE
@@ -217,13 +218,7 @@ class CardFacts:
     @classmethod
     def load(cls, path: str | Path) -> "CardFacts":
         """Read a `model_card.json`."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON ({error}); delete it or restore it") from None
-        if not isinstance(data, dict):
-            raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}")
-        return cls.from_dict(data)
+        return cls.from_dict(read_object(path, "delete it or restore it"))
 
 
 def _evaluation(data: Mapping[str, Any]) -> EvalResult:

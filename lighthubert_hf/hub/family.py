@@ -10,7 +10,6 @@ Every subnet has its score under the name that `score` gives ("loss" by default)
 are on the front, those with a folder are published, or if none has one, the front; where it does not, all are.
 """
 
-import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from huggingface_hub import Collection, CommitInfo, CommitOperationAdd, HfApi
 from tqdm.auto import tqdm
 
 from lighthubert_hf.costs.figures import human, size_names
+from lighthubert_hf.files import read_object
 from lighthubert_hf.model.search_space import Subnet
 
 from .card import CardFacts, FamilyMember, Latency, is_hub_id, read_config, with_family
@@ -96,12 +96,7 @@ def read_pareto(path: str | Path) -> Pareto:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; `lighthubert search` writes a pareto.json")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}")
+    data = read_object(path)
     supernet = _field(data, "supernet", str, str(path))
     if not supernet:
         raise ValueError(f"{path}: supernet is empty; write the folder or Hub id of the supernet there")
@@ -290,7 +285,7 @@ def _check_architecture(entry: FamilyEntry) -> None:
     path = entry.folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{entry.folder} has no {CONFIG}; extract the subnet {entry.name} again")
-    config = read_config(json.loads(path.read_text(encoding="utf-8")))
+    config = read_config(read_object(path))
     if config.model_type == "lighthubert" and config.architecture != config.canonical(entry.subnet):
         channels = None if entry.subnet.conv_dim is None else tuple(config.conv_dim)
         held = replace(config.architecture, conv_dim=channels)

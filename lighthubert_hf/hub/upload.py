@@ -24,7 +24,7 @@ WAITS = (0.5, 1.0, 2.0, 4.0)
 # Weights that an earlier push left and this one does not bring would be mistaken for its own.
 _STALE = ("model*.safetensors", "model.safetensors.index.json")
 _REMEDIES = {
-    401: "give a valid token (`hf auth login`, HF_TOKEN or --token)",
+    401: "give a valid token (`hf auth login` or HF_TOKEN)",
     403: "use a token that may write there, or free storage; the server's message says which",
     404: "check the name and that the token may see the repository",
 }

@@ -87,6 +87,8 @@ class Limit:
                 f"cannot read the {name} limit {text!r}; write it like {_EXAMPLES[name]} (units: {units})"
             )
         cost = Cost(name, **_parse_setting(text, setting))
+        if not 0 < float(match[1]) * UNITS[name][match[2]] < math.inf:
+            raise ValueError(f"the {name} limit {text!r} must be above 0 and finite; leave it out for no limit")
         return cls(cost, float(match[1]) * UNITS[name][match[2]])
 
     def __str__(self) -> str:

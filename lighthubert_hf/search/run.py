@@ -16,7 +16,7 @@ from .report import write_report
 from .result import SearchResult, collect, doubt
 from .sampler import Genome
 from .score import Score
-from .studies import FILE, Studies, check_study_folder
+from .studies import FILE, Studies, check_study_folder, database_errors
 from .workers import alone_in
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,9 @@ def search(
             search of another supernet or with other settings.
     """
     score = score if isinstance(score, Score) else Score(score)
-    _check(model, trials, population_size, algorithms, extract)
+    check_settings(trials, population_size, algorithms, extract)
+    if model.search_space is None:
+        raise ValueError("this model is static (its config has no search_space); a search needs its supernet")
     out = Path(out)
     asked = [*objectives, *(limit.cost for limit in limits), *costs, plot]
     priced = tuple(dict.fromkeys([*DEFAULT_COSTS, *filter(None, asked)]))
@@ -120,8 +122,9 @@ def search(
         return result
 
     try:
-        for algorithm in algorithms:
-            studies.run(algorithm, algorithm == EVOLUTIONARY, trials, progress)
+        with database_errors(out):
+            for algorithm in algorithms:
+                studies.run(algorithm, algorithm == EVOLUTIONARY, trials, progress)
     except KeyboardInterrupt:
         report()
         raise
@@ -135,9 +138,10 @@ def search(
     return result
 
 
-def _check(model, trials: int, population_size: int, algorithms: Sequence[str], extract: int) -> None:
-    if model.search_space is None:
-        raise ValueError("this model is static (its config has no search_space); a search needs its supernet")
+def check_settings(
+    trials: int, population_size: int, algorithms: Sequence[str] = (EVOLUTIONARY, RANDOM), extract: int = 0
+) -> None:
+    """Raise a ValueError for settings that `search` would refuse, before anything is loaded."""
     unknown = set(algorithms) - {EVOLUTIONARY, RANDOM}
     if unknown or not algorithms:
         raise ValueError(f"algorithms must be of {EVOLUTIONARY!r} and {RANDOM!r}, got {list(algorithms)}")

@@ -3,12 +3,15 @@
 import itertools
 import logging
 import math
+import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 import sqlalchemy
@@ -16,6 +19,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 from tqdm.auto import tqdm
 
+from lighthubert_hf.files import WriteError
 from lighthubert_hf.model.search_space import Subnet
 
 from .costs import Limits
@@ -229,9 +233,50 @@ def check_study_folder(folder: Path, settings: dict[str, Any], overwrite: bool =
                 if any(path.match(pattern) for pattern in _MADE_HERE):
                     path.unlink()
         return
-    storage = _open_storage(folder)
-    for name in optuna.get_all_study_names(storage):
-        _check_study(optuna.load_study(study_name=name, storage=storage), settings, folder)
+    with database_errors(folder):
+        studies = _read_all(folder)
+    for study in studies:
+        _check_study(study, settings, folder)
+
+
+@contextmanager
+def database_errors(folder: Path) -> Iterator[None]:
+    """Turn what a damaged database, or a full disk, makes optuna raise into one line with the file's name."""
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, optuna.exceptions.StorageInternalError) as error:
+        while error.__cause__ is not None:
+            error = error.__cause__
+        reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+        if "full" in reason or "I/O" in reason or "readonly" in reason:
+            raise WriteError(f"{folder / FILE} cannot be written: {reason}; what was found is kept") from None
+        raise ValueError(_damaged(folder, reason)) from None
+
+
+def _damaged(folder: Path, reason: str) -> str:
+    return f"{folder / FILE} is damaged ({reason}); restore it, or start over with --overwrite (overwrite=True)"
+
+
+def _read_all(folder: Path) -> list[Study]:
+    """Every study with all that its trials hold read once, so that damage shows before anything is scored."""
+    with sqlite3.connect(f"file:{quote(str(folder / FILE))}?mode=ro", uri=True) as connection:
+        found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        lost = connection.execute("PRAGMA foreign_key_check").fetchone()
+    connection.close()
+    if found != "ok" or lost:
+        raise ValueError(_damaged(folder, f"rows of {lost[0]} are of nothing" if lost else found))
+    try:
+        storage = _open_storage(folder)
+        studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
+        for study in studies:
+            if "settings" in study.user_attrs and not isinstance(study.user_attrs["settings"], dict):
+                raise TypeError("settings")
+            for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+                if not (isinstance(trial.user_attrs["key"], str) and isinstance(trial.user_attrs["subnet"], str)):
+                    raise TypeError(f"trial {trial.number}")
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
+        raise ValueError(_damaged(folder, " ".join(f"{type(error).__name__} {error}".split()))) from None
+    return studies
 
 
 def _is_made_here(path: Path) -> bool:

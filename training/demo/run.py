@@ -22,13 +22,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lighthubert_hf.files import write_json
+from lighthubert_hf.files import read_object, write_json
+from lighthubert_hf.hub.output import check_not_source
 from lighthubert_hf.training.distillation.recipe import DistillationRecipe
 
 from .report import write_results
 from .settings import NUM_TARGET_LAYERS, SPACE, SUPERNET, DemoSettings
 
 SETTINGS_FILE = "settings.json"
+_MADE_HERE = (
+    *("corpus", "teacher", "stage1", "stage2", "search", "subnets", "ctc"),
+    *("results.json", "results.md", "pareto.png", SETTINGS_FILE),
+)
 
 
 def run_demo(
@@ -93,8 +98,12 @@ def _prepare(folder: Path, settings: DemoSettings, overwrite: bool) -> Path:
     if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is no demo (it has no {SETTINGS_FILE}); choose another --output")
     if overwrite and ours:
-        shutil.rmtree(folder)
-    elif ours and json.loads(stored.read_text()) != asdict(settings):
+        for source in (settings.teacher, settings.dataset):
+            check_not_source(folder, source)
+        for name in _MADE_HERE:  # what is not the demo's stays
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    elif ours and read_object(stored, "start over with --overwrite") != json.loads(json.dumps(asdict(settings))):
         raise ValueError(
             f"{folder} holds a demo with other settings; choose another --output, or start over with "
             "--overwrite (overwrite=True)"

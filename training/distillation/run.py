@@ -22,7 +22,7 @@ from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.runs.checkpoints import checkpoint_folder, rotate
 from lighthubert_hf.training.runs.hub_upload import HubUploader
 from lighthubert_hf.training.runs.memory import trim_every_so_often
-from lighthubert_hf.training.runs.run_folder import CHECKPOINTS, CORPUS, LOGS, MODEL, claim_folder
+from lighthubert_hf.training.runs.run_folder import CHECKPOINTS, CORPUS, LOGS, MODEL, claim_folder, holding_output_dir
 from lighthubert_hf.training.runs.schedule import make_scheduler
 from lighthubert_hf.training.runs.start import say, start_line, stopped_line, warn_if_alone
 from lighthubert_hf.training.runs.stopping import StopRequest
@@ -43,6 +43,7 @@ from .validation import evaluate, validation_subnets
 logger = logging.getLogger(__name__)
 
 
+@holding_output_dir
 def distill(recipe: DistillationRecipe, *, overwrite: bool = False, show_progress: bool = True) -> Path:
     """Run one stage of distillation to its end, from its latest checkpoint if there is one.
 

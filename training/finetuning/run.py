@@ -1,6 +1,5 @@
 """Fine-tuning: from a recipe to a model folder with its scores."""
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 
 from lighthubert_hf.extras import require, require_trackers
+from lighthubert_hf.files import read_object
 from lighthubert_hf.hub.publishing import push_folder
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.example_batches import MemoryBatches, StreamedBatches
@@ -29,7 +29,16 @@ from lighthubert_hf.training.audio.examples import MemoryOverflow, SpeechExample
 from lighthubert_hf.training.audio.sources import AudioSource, random_generator
 from lighthubert_hf.training.recipes.sections import SourceSection
 from lighthubert_hf.training.runs.checkpoints import checkpoint_folder, checkpoint_step
-from lighthubert_hf.training.runs.run_folder import CHECKPOINTS, CORPUS, LOGS, METRICS, MODEL, claim_folder
+from lighthubert_hf.training.runs.hub_upload import make_repository
+from lighthubert_hf.training.runs.run_folder import (
+    CHECKPOINTS,
+    CORPUS,
+    LOGS,
+    METRICS,
+    MODEL,
+    claim_folder,
+    holding_output_dir,
+)
 from lighthubert_hf.training.runs.start import say, start_line, stopped_line, warn_if_alone
 from lighthubert_hf.training.runs.stopping import StopRequest
 
@@ -56,6 +65,7 @@ TASKS: dict[str, type[FineTuningTask]] = {
 }
 
 
+@holding_output_dir
 def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Fine-tune a model for the recipe's task and score it, from its latest checkpoint if there is one.
 
@@ -88,7 +98,9 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
         if model_folder.exists():
             if arguments.process_index == 0:
                 say(f"{model_folder} is finished; there is nothing to do", not quiet)
-            return json.loads(metrics_file.read_text(encoding="utf-8")) | {"model": str(model_folder)}
+            return read_object(metrics_file, "start over with --overwrite") | {"model": str(model_folder)}
+        if recipe.hub is not None and arguments.process_index == 0:
+            make_repository(recipe.hub)
         with arguments.main_process_first(local=False):
             sources = _sources(task)
         set_seed(recipe.seed)

@@ -73,7 +73,7 @@ def read_recipe(
     text, origin = _read(kind, path_or_name)
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"recipe {origin} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ValueError(f"recipe {origin} must be a mapping with the keys {list(kind.model_fields)}")
@@ -95,7 +95,10 @@ def parse_recipe(kind: type[AnySection], data: dict[str, Any]) -> AnySection:
 def _read(kind: type[Section], path_or_name: str | Path) -> tuple[str, str]:
     path = Path(path_or_name)
     if path.is_file():
-        return path.read_text(encoding="utf-8"), str(path)
+        try:
+            return path.read_text(encoding="utf-8-sig"), str(path)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"recipe {path} is not a text in UTF-8 (at byte {error.start})") from None
     shipped = shipped_recipes(kind)
     if str(path_or_name) in shipped:
         return (_shipped(kind) / f"{path_or_name}.yaml").read_text(encoding="utf-8"), str(path_or_name)
@@ -111,7 +114,7 @@ def _key_and_value(override: str) -> tuple[str, Any]:
         raise ValueError(f"an override is written key=value (for example optimizer.lr=1e-4), got {override!r}")
     try:
         return key, yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"the value of override {key} is not valid YAML: {' '.join(str(error).split())}") from None
 
 

@@ -13,6 +13,16 @@ from lighthubert_hf.training.recipes.sections import HubSection
 logger = logging.getLogger(__name__)
 
 
+def make_repository(settings: HubSection) -> None:
+    """Create the repository to push to if need be: what is wrong with it, or the token, shows before the training.
+
+    Raises:
+        PublishingError: The Hub refuses or cannot be reached.
+    """
+    with one_line_errors(settings.repo_id, None):
+        HfApi().create_repo(settings.repo_id, private=settings.private, exist_ok=True)
+
+
 class HubUploader:
     """Pushes model folders as one commit each, at most one at a time, without waiting for them.
 
@@ -26,8 +36,7 @@ class HubUploader:
             PublishingError: The Hub refuses or cannot be reached.
         """
         self.settings = settings
-        with one_line_errors(settings.repo_id, None):
-            HfApi().create_repo(settings.repo_id, private=settings.private, exist_ok=True)
+        make_repository(settings)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hub")
         self._checkpoint: Path | None = None
         self._future: Future | None = None

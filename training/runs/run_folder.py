@@ -17,16 +17,19 @@ run, or something else, is refused. `overwrite` starts a run over; what is no ru
 """
 
 import contextlib
+import functools
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from lighthubert_hf.files import is_leftover, sweep, write_text
+from lighthubert_hf.locks import locked
 from lighthubert_hf.training.recipes.sections import Recipe
 
 from .checkpoints import CheckpointError, latest_checkpoint, num_processes_of
@@ -36,6 +39,8 @@ LOGS = "logs"
 # Synthetic speech that a run makes for itself.
 CORPUS = "synthetic_speech"
 _MADE_HERE = (CHECKPOINTS, MODEL, METRICS, LOG, CORPUS, LOGS)
+
+Result = TypeVar("Result")
 
 # What may change between two lives of a run without changing what it computes.
 FREE_TO_CHANGE = (
@@ -49,6 +54,23 @@ FREE_TO_CHANGE = (
     "data.num_workers",
     "training.max_skipped_in_a_row",
 )
+
+
+def holding_output_dir(run: Callable[..., Result]) -> Callable[..., Result]:
+    """`run(recipe, …)` while the lock of `recipe.output_dir` is held, by the first process of a launch for all.
+
+    Raises:
+        InUseError: another launch holds it. The message names it.
+    """
+
+    @functools.wraps(run)
+    def alone(recipe: Recipe, *arguments: Any, **options: Any) -> Result:
+        if int(os.environ.get("RANK", "0")) != 0:
+            return run(recipe, *arguments, **options)
+        with locked(recipe.output_dir):
+            return run(recipe, *arguments, **options)
+
+    return alone
 
 
 def claim_folder(recipe: Recipe, *, overwrite: bool = False) -> Path | None:
@@ -72,7 +94,7 @@ def claim_folder(recipe: Recipe, *, overwrite: bool = False) -> Path | None:
             problem = _problem(folder, recipe, overwrite, checkpoint)
             if problem is None:
                 _take(folder, recipe, overwrite, checkpoint)
-        except CheckpointError as error:
+        except (CheckpointError, ValueError) as error:
             checkpoint, problem = None, str(error)
         found = [problem, str(checkpoint or "")]
     broadcast_object_list(found)
@@ -91,6 +113,8 @@ def _problem(folder: Path, recipe: Recipe, overwrite: bool, checkpoint: Path | N
         others = [entry.name for entry in folder.iterdir() if not is_leftover(entry)] if folder.exists() else []
         if others:
             return f"{folder} holds something else (it has {min(others)!r}, no {RECIPE}); choose another output_dir"
+    elif overwrite and (source := _source_in(folder, recipe)):
+        return f"--overwrite would delete {source}, which the recipe reads; choose another output_dir"
     elif not overwrite and _has_begun(folder, checkpoint) and (changed := _difference(stored, recipe, checkpoint)):
         return (
             f"{folder} holds a run with {changed}; take the same recipe, choose another output_dir, or start over "
@@ -99,10 +123,39 @@ def _problem(folder: Path, recipe: Recipe, overwrite: bool, checkpoint: Path | N
     return None
 
 
+def _source_in(folder: Path, recipe: Recipe) -> str | None:
+    """Something that the recipe reads, and that starting over would delete."""
+    leaves = _leaves(recipe.model_dump(mode="json")).items()
+    values = [one for key, value in leaves if key != "output_dir" for one in _strings(value)]
+    places = [os.path.realpath(folder / name) for name in _MADE_HERE]
+    for value in values:
+        real = os.path.realpath(os.path.expanduser(value))
+        if os.path.exists(real) and any(real == place or real.startswith(place + os.sep) for place in places):
+            return value
+    return None
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, dict | list):
+        return [text for part in (value.values() if isinstance(value, dict) else value) for text in _strings(part)]
+    return [value] if isinstance(value, str) and value else []
+
+
 def _stored(folder: Path) -> dict[str, Any] | None:
     """The recipe of the run in the folder, as plain data."""
     file = folder / RECIPE
-    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{file} is not a recipe that can be read ({reason}); restore it from the run's own"
+        ) from None
+    if not isinstance(stored, dict):
+        raise ValueError(f"{file} must hold the run's recipe, got {type(stored).__name__}; restore it")
+    return stored
 
 
 def _latest(folder: Path) -> Path | None:
@@ -128,8 +181,9 @@ def _take(folder: Path, recipe: Recipe, overwrite: bool, checkpoint: Path | None
     stored = _stored(folder)
     begun = _has_begun(folder, checkpoint)
     if stored is not None and (overwrite or (not begun and _difference(stored, recipe))):
-        for name in (*_MADE_HERE, stored.get("logging", {}).get("project")):
-            _remove(folder / name) if name else None
+        for name in (*_MADE_HERE, (stored.get("logging") or {}).get("project")):
+            if isinstance(name, str) and name == os.path.basename(name) and name not in ("", ".", ".."):
+                _remove(folder / name)
     write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 

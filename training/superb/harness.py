@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 
 from lighthubert_hf import __version__
 from lighthubert_hf.costs.measuring import describe_machine
-from lighthubert_hf.files import is_leftover, write_text
-from lighthubert_hf.loading import on_device
+from lighthubert_hf.devices import choose_device
+from lighthubert_hf.files import is_leftover, read_object, write_text
+from lighthubert_hf.locks import locked
 from lighthubert_hf.model.search_space import Subnet
 
 from .feature_store import FeatureStore, data_fingerprint
@@ -86,20 +87,22 @@ def evaluate_model(
     data = data if isinstance(data, SuperbData) else load_data(data)
     names = parse_tasks(list(tasks) if not isinstance(tasks, str) else tasks)
     _check_data(names, data)
+    place = choose_device(device)
     upstream = load_upstream(model, revision=revision, subnet=subnet)
-    on_device(upstream.model, str(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    upstream.model.to(place)
     output = Path(output)
     store = FeatureStore(cache or output / "features", settings.cache_gigabytes, settings.cache_dtype)
     evaluation = _Evaluation(upstream, settings, store, progress)
     # Data that are not there are noticed before anything is written or trained.
     keys = {name: evaluation.key(name, getattr(data, name)) for name in names}
-    _check_output(output, keys, overwrite)
-    (output / "tasks").mkdir(parents=True, exist_ok=True)
-    results = _describe(upstream, settings)
-    for name, key in keys.items():
-        results["tasks"][name] = _finished_or(output, key, evaluation, name, data)
-        write_text(output / "results.json", json.dumps(results, indent=2) + "\n")
-        write_text(output / "results.md", markdown(results))
+    with locked(output):
+        _check_output(output, keys, overwrite)
+        (output / "tasks").mkdir(parents=True, exist_ok=True)
+        results = _describe(upstream, settings)
+        for name, key in keys.items():
+            results["tasks"][name] = _finished_or(output, key, evaluation, name, data)
+            write_text(output / "results.json", json.dumps(results, indent=2) + "\n")
+            write_text(output / "results.md", markdown(results))
     return results
 
 
@@ -123,7 +126,12 @@ def _check_output(output: Path, keys: dict[str, dict], overwrite: bool) -> None:
 
 def _stored(output: Path, name: str) -> dict[str, Any] | None:
     path = output / "tasks" / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    stored = read_object(path, "delete it to do the task again")
+    if not isinstance(stored.get("key"), dict) or not isinstance(stored.get("result"), dict):
+        raise ValueError(f"{path} holds no result of a task; delete it to do the task again")
+    return stored
 
 
 def _check_data(names: list[str], data: SuperbData) -> None:

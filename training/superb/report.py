@@ -1,6 +1,5 @@
 """The results as a table for people and as entries of a model card."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from lighthubert_hf.costs.figures import human
+from lighthubert_hf.files import read_object
 from lighthubert_hf.hub.card import read_config
 from lighthubert_hf.hub.folder import CONFIG, README, complete_folder, is_rendered, load_facts
 
@@ -107,7 +107,7 @@ def check_card(folder: str | Path, of_subnet: bool) -> None:
         raise FileNotFoundError(f"{folder} is no model folder here, so it has no card to update")
     if of_subnet:
         raise ValueError(f"the card of {folder} is the supernet's, the scores are a subnet's; extract it beforehand")
-    read_config(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    read_config(read_object(folder / CONFIG))
 
 
 def update_card(folder: str | Path, results: dict[str, Any]) -> None:
