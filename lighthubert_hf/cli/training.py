@@ -57,8 +57,10 @@ def distill(
     """One stage of distillation, or several in a row. Again, it goes on from its latest checkpoint. Use `accelerate
     launch -m lighthubert_hf distill …` for several processes or nodes."""
     from lighthubert_hf.training.distillation.stages import distill_stages, load_stages
+    from lighthubert_hf.training.runs.start import leave_processes
 
     final = distill_stages(load_stages(recipe, overrides or []), overwrite=overwrite)
+    leave_processes()
     if int(os.environ.get("RANK", "0")) == 0:
         typer.echo(str(final))
 
@@ -76,8 +78,10 @@ def finetune(
     from lighthubert_hf.training.finetuning.results import describe_finetuning
     from lighthubert_hf.training.finetuning.run import finetune
     from lighthubert_hf.training.recipes.loading import load_recipe
+    from lighthubert_hf.training.runs.start import leave_processes
 
     result = finetune(load_recipe(FineTuningRecipe, recipe, overrides or []), overwrite=overwrite)
+    leave_processes()
     answer(result, as_json, describe_finetuning(result))
 
 

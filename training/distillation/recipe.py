@@ -70,8 +70,10 @@ class StudentSection(Section):
 
     init: str = Field("teacher", description="'teacher' (its weights), 'random', or a LightHuBERT folder or Hub id")
     revision: str | None = None
-    search_space: Literal["small", "base", "small_elastic", "base_elastic"] | SpaceSection | None = Field(
-        None, description="None: the space stored with `init`"
+    search_space: Literal["small", "base", "small_elastic", "base_elastic", "teacher"] | SpaceSection | None = Field(
+        "teacher",
+        description="'teacher': choices that follow from the teacher's sizes (and `config`'s), or, of a folder as "
+        "`init`, those stored with it; None: none but those stored with `init`",
     )
     config: dict[str, Any] = Field(
         default_factory=dict, description="LightHubertConfig fields that differ from the teacher's, or from `init`'s"

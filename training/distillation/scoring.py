@@ -169,7 +169,7 @@ def teacher_targets(teacher: PreTrainedModel, objective: LightHubertObjectiveSec
     num_layers = teacher.config.num_hidden_layers
     if objective is None:
         settings = LightHubertObjectiveSection()
-        objective = settings.model_copy(update={"num_target_layers": min(settings.num_target_layers, num_layers)})
+        objective = settings.model_copy(update={"num_target_layers": min(settings.num_target_layers or 8, num_layers)})
     loss = LightHubertObjective(objective, num_layers)
     frozen = Teacher(teacher, loss.request)
 

@@ -1,6 +1,7 @@
 """The student that a recipe's section `student` describes: a supernet, or one static subnet."""
 
 import difflib
+import math
 from typing import Any
 
 import torch
@@ -143,13 +144,36 @@ def _config(data: dict[str, Any], settings: StudentSection) -> LightHubertConfig
             )
     data = data | settings.config
     space = settings.search_space
-    if space is not None:
+    if space == "teacher":
+        space = space_within(data) if settings.init in ("teacher", "random") else None
+        data |= {"search_space": space} if space else {}
+    elif space is not None:
         space = getattr(SearchSpace, space)() if isinstance(space, str) else SearchSpace(**space.model_dump())
         data |= {"search_space": space, "default_subnet": settings.config.get("default_subnet")}
     try:
         return LightHubertConfig.from_dict(data)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"the student's config does not work: {' '.join(str(error).split())}") from None
+
+
+def space_within(sizes: dict[str, Any]) -> SearchSpace:
+    """The choices for a supernet of given full sizes, fields of a LightHubertConfig.
+
+    Width, heads and FFN in the proportions of the published `base` space, depth in those of `small`: of HuBERT Base's
+    sizes 512, 640, 768; 8, 10, 12; 3.5, 4; 10, 11, 12. Widths are multiples of what the positional convolution needs.
+    """
+    sizes = LightHubertConfig().to_dict() | sizes
+    width, heads, depth = sizes["hidden_size"], sizes["num_attention_heads"], sizes["num_hidden_layers"]
+    groups, head_dim = sizes["num_conv_pos_embedding_groups"], sizes["head_dim"]
+    step = math.lcm(groups, head_dim) if width % math.lcm(groups, head_dim) == 0 else groups
+    shares = (2 / 3, 5 / 6, 1)
+    ratio = sizes["intermediate_size"] / width
+    return SearchSpace(
+        sorted({max(step, round(width * share / step) * step) for share in shares}),
+        sorted({max(1, round(heads * share)) for share in shares}),
+        (ratio * 7 / 8, ratio),
+        sorted({max(1, round(depth * share)) for share in (10 / 12, 11 / 12, 1)}),
+    )
 
 
 def extracted(supernet: LightHubertForPreTraining, settings: StudentSection) -> LightHubertForPreTraining:

@@ -136,6 +136,7 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
                 push_folder(metrics["model"], recipe.hub.repo_id, private=recipe.hub.private)
             if not any(Path(arguments.output_dir).iterdir()):
                 Path(arguments.output_dir).rmdir()
+        trainer.accelerator.wait_for_everyone()  # or a process that ends has the launcher kill the one that saves
     return metrics
 
 

@@ -42,3 +42,10 @@ def warn_if_alone(num_processes: int) -> None:
             "the launcher was asked for several processes but started this one only, as `accelerate launch --cpu` "
             "does; to train on several, use torchrun --nproc_per_node N -m lighthubert_hf.cli …"
         )
+
+
+def leave_processes() -> None:
+    """The end of a command on several processes: without it a process may abort at its exit, and the launcher then
+    kills the others."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

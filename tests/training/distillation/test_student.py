@@ -2,18 +2,21 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, Subnet
+from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, SearchSpace, Subnet
+from lighthubert_hf.model.search_space import check_cuttable
 from lighthubert_hf.training.distillation.recipe import StudentSection
-from lighthubert_hf.training.distillation.student import build_student
+from lighthubert_hf.training.distillation.student import build_student, space_within
 
 from ...precision import assert_as_exact, in_double
 from .encoders import make_encoder
 from .tiny import TINY_SPACE
 
 
-def build(teacher=None, seed=0, **settings):
-    return build_student(StudentSection(**settings), teacher or make_encoder("hubert"), seed)
+def build(teacher=None, seed=0, **section):
+    return build_student(StudentSection(**section), teacher or make_encoder("hubert"), seed)
 
 
 @pytest.mark.numerical
@@ -42,7 +45,7 @@ def test_other_families_teach_but_do_not_lend_their_weights(family):
 
 def test_another_size_than_the_teachers():
     config = {"hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 96}
-    student = build(init="random", config=config)
+    student = build(init="random", config=config, search_space=None)
     assert student.search_space is None
     assert student(torch.randn(1, 4000)).predictions.shape[-1] == 32
     with pytest.raises(ValueError, match=r"changes the shape.*student\.init=random"):
@@ -104,7 +107,7 @@ def test_a_chosen_subnet_is_extracted(tmp_path):
     assert student.active_subnet == Subnet(**subnet)
     assert build(search_space=TINY_SPACE, subnet="smallest").config.hidden_size == 16
     with pytest.raises(ValueError, match="static; remove it"):
-        build(subnet="largest")
+        build(search_space=None, subnet="largest")
     student.save_pretrained(tmp_path / "static")
     assert LightHubertModel.from_pretrained(tmp_path / "static").config.hidden_size == 16
 
@@ -121,3 +124,33 @@ def test_mistakes(tmp_path):
         build(init=str(tmp_path / "hubert"))
     with pytest.raises(ValueError, match=r"the student's config does not work.*'hidden_size'"):
         build(init="random", config={"hidden_size": "wide"})
+
+
+def test_choices_follow_from_the_sizes_where_none_are_given():
+    base = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "num_hidden_layers": 12}
+    base |= {"num_conv_pos_embedding_groups": 16, "head_dim": 64}
+    assert space_within(base) == SearchSpace((512, 640, 768), (8, 10, 12), (3.5, 4.0), (10, 11, 12))
+    for init in ("teacher", "random"):
+        student = build(init=init)
+        assert student.search_space.largest() == student.search_space.uniform(32, 2, 2.0, 4)
+        for subnet in (student.search_space.smallest(), student.search_space.largest()):
+            student.set_active_subnet(subnet)
+            assert student(torch.randn(1, 4000)).predictions.shape[-1] == 32
+    assert build(search_space=None).search_space is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 8), st.sampled_from([1, 2, 4, 16]), st.integers(1, 24), st.integers(1, 5))
+def test_every_derived_choice_can_be_cut(heads, steps, groups, layers, ratio):
+    width = 16 * steps
+    sizes = {"hidden_size": width, "num_attention_heads": heads, "head_dim": 16, "num_hidden_layers": layers}
+    sizes |= {"intermediate_size": ratio * width, "num_conv_pos_embedding_groups": groups}
+    space = space_within(sizes)
+    for subnet in (space.smallest(), space.default(), space.largest()):
+        check_cuttable(
+            subnet,
+            **{key: value for key, value in sizes.items() if key not in ("head_dim", "num_conv_pos_embedding_groups")},
+            groups=groups,
+            conv_dim=(16,) * 7,
+            elastic_front_end=False,
+        )

@@ -31,6 +31,6 @@ def make_objective(settings, teacher_config, student_config) -> Objective:
     if settings.name == "lighthubert":
         return LightHubertObjective(settings, teacher_sizes[0])
     if settings.name == "distilhubert":
-        return DistilHubertObjective(settings, teacher_sizes[1], student_sizes[1])
+        return DistilHubertObjective(settings, teacher_sizes, student_sizes[1])
     classes = {"dphubert": DPHubertObjective, "armhubert": ArmHubertObjective}
     return classes[settings.name](settings, teacher_sizes, student_sizes)

@@ -149,3 +149,8 @@ def states_by_depth(student: nn.Module, outputs: BaseModelOutput) -> list[torch.
 def matched_depth(layer: int, num_teacher_layers: int, num_student_layers: int) -> int:
     """The depth of the student that answers the teacher's hidden state `layer`: the same share of the way up."""
     return round(layer * num_student_layers / num_teacher_layers)
+
+
+def thirds(num_layers: int) -> list[int]:
+    """The layers at one and two thirds of the depth, and the last: 4, 8, 12 of twelve, as the papers have them."""
+    return sorted({max(1, round(num_layers * share)) for share in (1 / 3, 2 / 3, 1)})

@@ -9,12 +9,14 @@ from torch.nn import functional as F
 
 from lighthubert_hf.training.recipes.sections import PositiveInt, Section
 
-from .base import Objective, PrefixLinear, TeacherOutput, TeacherRequest
+from .base import Objective, PrefixLinear, TeacherOutput, TeacherRequest, thirds
 
 
 class DistilHubertObjectiveSection(Section):
     name: Literal["distilhubert"]
-    layers: list[PositiveInt] = Field([4, 8, 12])
+    layers: list[PositiveInt] | None = Field(
+        None, description="None: the layers at each third of the teacher, [4, 8, 12] of twelve"
+    )
     cosine_weight: NonNegativeFloat = 1.0
 
 
@@ -28,17 +30,19 @@ class DistilHubertObjective(Objective):
     paper masks nothing: leave the recipe's `masking` empty.
     """
 
-    def __init__(self, settings: DistilHubertObjectiveSection, target_size: int, hidden_size: int):
+    def __init__(self, settings: DistilHubertObjectiveSection, teacher_sizes: tuple[int, int], hidden_size: int):
+        """`teacher_sizes`: number of layers and hidden size."""
         super().__init__()
-        self.settings = settings
-        self.heads = nn.ModuleList(PrefixLinear(hidden_size, target_size) for _ in settings.layers)
+        num_teacher_layers, target_size = teacher_sizes
+        self.settings, self.layers = settings, settings.layers or thirds(num_teacher_layers)
+        self.heads = nn.ModuleList(PrefixLinear(hidden_size, target_size) for _ in self.layers)
 
     @property
     def request(self) -> TeacherRequest:
-        return TeacherRequest(hidden_states=tuple(self.settings.layers))
+        return TeacherRequest(hidden_states=tuple(self.layers))
 
     def targets(self, clean: TeacherOutput, masked, valid, time_mask) -> list[torch.Tensor]:
-        return [clean.hidden_states[layer].float() for layer in self.settings.layers]
+        return [clean.hidden_states[layer].float() for layer in self.layers]
 
     def predictions(self, student, outputs) -> list[torch.Tensor]:
         return [head(outputs.last_hidden_state) for head in self.heads]

@@ -17,12 +17,15 @@ from .base import (
     initialise_as_identity,
     matched_depth,
     states_by_depth,
+    thirds,
 )
 
 
 class DPHubertObjectiveSection(Section):
     name: Literal["dphubert"]
-    layer_groups: list[list[NonNegativeInt]] = Field([[0], [4, 8, 12]])
+    layer_groups: list[list[NonNegativeInt]] | None = Field(
+        None, description="None: the input, and the layers at each third of the teacher, [[0], [4, 8, 12]] of twelve"
+    )
     cosine_weight: NonNegativeFloat = 1.0
 
 
@@ -43,12 +46,15 @@ class DPHubertObjective(Objective):
         """`teacher_sizes` and `student_sizes`: number of layers and hidden size."""
         super().__init__()
         self.settings = settings
-        self.layers = tuple(layer for group in settings.layer_groups for layer in group)
+        if settings.layer_groups is None:
+            settings = settings.model_copy(update={"layer_groups": [[0], thirds(teacher_sizes[0])]})
+        groups = self._groups = settings.layer_groups
+        self.layers = tuple(layer for group in groups for layer in group)
         if not self.layers or len(set(self.layers)) != len(self.layers):
-            raise ValueError(f"objective.layer_groups must name each layer once, got {settings.layer_groups}")
+            raise ValueError(f"objective.layer_groups must name each layer once, got {groups}")
         (num_teacher_layers, target_size), (num_student_layers, hidden_size) = teacher_sizes, student_sizes
         self.depths = {layer: matched_depth(layer, num_teacher_layers, num_student_layers) for layer in self.layers}
-        self.maps = nn.ModuleList(PrefixLinear(hidden_size, target_size) for _ in settings.layer_groups)
+        self.maps = nn.ModuleList(PrefixLinear(hidden_size, target_size) for _ in groups)
         for linear in self.maps:
             initialise_as_identity(linear)
 
@@ -65,7 +71,7 @@ class DPHubertObjective(Objective):
 
     def predictions(self, student, outputs) -> list[torch.Tensor]:
         states = states_by_depth(student, outputs)
-        groups = zip(self.maps, self.settings.layer_groups, strict=True)
+        groups = zip(self.maps, self._groups, strict=True)
         return [linear(states[self.depths[layer]]) for linear, group in groups for layer in group]
 
     def frame_errors(self, predictions: list[torch.Tensor], targets: list[torch.Tensor]) -> torch.Tensor:

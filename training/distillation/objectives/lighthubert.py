@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat
+from pydantic import Field, NonNegativeFloat
 from pydantic import model_validator as checked
 from torch.nn import functional as F
 
@@ -14,7 +14,9 @@ from .base import Objective, TeacherOutput, TeacherRequest
 
 class LightHubertObjectiveSection(Section):
     name: Literal["lighthubert"] = "lighthubert"
-    num_target_layers: PositiveInt = 8
+    num_target_layers: PositiveInt | None = Field(
+        None, description="from the teacher's top; None: 8, or all that it has"
+    )
     layer_norm: Literal["none", "instance", "layer"] = "none"
     masked_weight: NonNegativeFloat = 1.0
     unmasked_weight: NonNegativeFloat = 1.0
@@ -42,12 +44,13 @@ class LightHubertObjective(Objective):
     def __init__(self, settings: LightHubertObjectiveSection, num_teacher_layers: int):
         super().__init__()
         self.settings = settings
-        if settings.num_target_layers > num_teacher_layers:
+        wanted = settings.num_target_layers or min(8, num_teacher_layers)
+        if wanted > num_teacher_layers:
             raise ValueError(
-                f"objective.num_target_layers is {settings.num_target_layers}, the teacher has {num_teacher_layers} "
-                "layers; ask for at most as many"
+                f"objective.num_target_layers is {wanted}, the teacher has {num_teacher_layers} layers; ask for at "
+                "most as many, or leave it out"
             )
-        self.layers = tuple(range(num_teacher_layers - settings.num_target_layers, num_teacher_layers))
+        self.layers = tuple(range(num_teacher_layers - wanted, num_teacher_layers))
 
     @property
     def request(self) -> TeacherRequest:
