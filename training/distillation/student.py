@@ -143,17 +143,26 @@ def _config(data: dict[str, Any], settings: StudentSection) -> LightHubertConfig
                 "(the fields of LightHubertConfig)"
             )
     data = data | settings.config
-    space = settings.search_space
-    if space == "teacher":
-        space = space_within(data) if settings.init in ("teacher", "random") else None
-        data |= {"search_space": space} if space else {}
-    elif space is not None:
-        space = getattr(SearchSpace, space)() if isinstance(space, str) else SearchSpace(**space.model_dump())
-        data |= {"search_space": space, "default_subnet": settings.config.get("default_subnet")}
     try:
+        space = _space(settings, data)
+        if space is not None:
+            data |= {"search_space": space, "default_subnet": settings.config.get("default_subnet")}
         return LightHubertConfig.from_dict(data)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"the student's config does not work: {' '.join(str(error).split())}") from None
+
+
+def _space(settings: StudentSection, data: dict[str, Any]) -> SearchSpace | None:
+    """The space that the recipe gives a student of these sizes; `None`: it has the one it is loaded with, or none."""
+    space = settings.search_space
+    if space == "teacher":
+        if settings.init not in ("teacher", "random"):
+            return None
+        LightHubertConfig.from_dict(data)  # sizes that are none
+        return space_within(data)
+    if isinstance(space, str):
+        return getattr(SearchSpace, space)()
+    return None if space is None else SearchSpace(**space.model_dump())
 
 
 def space_within(sizes: dict[str, Any]) -> SearchSpace:

@@ -174,6 +174,18 @@ def test_depths_of_students_of_other_depth():
 
 def test_what_the_teacher_does_not_have():
     with pytest.raises(ValueError, match="num_target_layers is 8, the teacher has 4"):
-        make_objective(LightHubertObjectiveSection(), TEACHER, STUDENT)
+        make_objective(LightHubertObjectiveSection(num_target_layers=8), TEACHER, STUDENT)
     with pytest.raises(ValueError, match="each layer once"):
         make_objective(DPHubertObjectiveSection(name="dphubert", layer_groups=[[0], [0, 4]]), TEACHER, STUDENT)
+
+
+def test_layers_follow_from_the_teacher_where_none_are_given():
+    """Of twelve they are the papers'."""
+    for num_layers, last, thirds in ((12, range(4, 12), [4, 8, 12]), (4, range(4), [1, 3, 4]), (1, range(1), [1])):
+        teacher, student = SimpleNamespace(num_hidden_layers=num_layers, hidden_size=TEACHER_SIZE), STUDENT
+        assert make_objective(LightHubertObjectiveSection(), teacher, student).request.layer_results == tuple(last)
+        distil = make_objective(DistilHubertObjectiveSection(name="distilhubert"), teacher, student)
+        assert distil.request.hidden_states == tuple(thirds)
+        assert len(distil.heads) == len(thirds)
+        dp = make_objective(DPHubertObjectiveSection(name="dphubert"), teacher, student)
+        assert dp.request.hidden_states == (0, *thirds)
