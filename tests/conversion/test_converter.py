@@ -209,8 +209,8 @@ def test_memory_of_converting_a_published_model(verify, tmp_path):
         "conv_feature_layers": "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2",
     }
     cfg = DESCRIPTION["cfg"] | sizes
-    # Values do not matter here; the norm of the positional convolution's weight must not be zero.
-    weights = {name: torch.full(shape, 0.01) for name, shape in original_shapes(cfg).items()}
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in original_shapes(cfg).items()}
     checkpoint = {"cfg": {"model": cfg, "task": {"normalize": True}}, "model": weights}
     path = tmp_path / "original.pt"
     torch.save(checkpoint, path)
