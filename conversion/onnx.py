@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 import statistics
 import time
 import warnings
@@ -16,6 +17,7 @@ from torch import nn
 from lighthubert_hf import LightHubertForCTC, LightHubertForSequenceClassification, LightHubertModel
 from lighthubert_hf.extras import require
 from lighthubert_hf.files import scratch_folder
+from lighthubert_hf.model.feature_encoder import receptive_field
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 from .checkpoints.errors import ConversionError, first_line, listed
@@ -191,11 +193,42 @@ def _export(model: nn.Module, example: tuple[torch.Tensor, torch.Tensor], path: 
             )
             for node in program.model.graph.all_nodes():
                 node.metadata_props.clear()  # stack traces, with paths of this machine, as large as a small model
+            _name_axes(program.model.graph)
+            _say_the_least(program.model, receptive_field(model.model.config))
             program.save(path, external_data=False)
     except OSError:
         raise
     except Exception as error:  # the exporter's errors have no common class
         raise ConversionError(f"the model cannot be exported: {first_line(error)}") from error
+
+
+def _name_axes(graph) -> None:
+    """Call the open axes what they are. The exporter calls them s77 and s27, and frames by a formula of these."""
+    import onnx_ir
+
+    axes = ["batch", "samples"]
+    symbols = {str(symbol): name for symbol, name in zip(graph.inputs[0].shape, axes)}
+    words = re.compile(rf"\b({'|'.join(map(re.escape, symbols))})\b")
+
+    def named(size):
+        if isinstance(size, int) or size.value is None:
+            return size
+        return words.sub(lambda match: symbols[match[0]], str(size))
+
+    values = {id(value): value for node in graph.all_nodes() for value in (*node.inputs, *node.outputs) if value}
+    for value in [*graph.inputs, *graph.outputs, *values.values()]:
+        if value.shape is not None:
+            value.shape = onnx_ir.Shape([named(size) for size in value.shape])
+    for value in graph.outputs:
+        if len(value.shape) == 3:
+            value.shape = onnx_ir.Shape([value.shape[0], "frames", value.shape[2]])
+
+
+def _say_the_least(model, samples: int) -> None:
+    """Let onnxruntime's error about shorter audio say so: it names the node that fails, which is a convolution."""
+    model.metadata_props["minimum_samples"] = str(samples)
+    for index, node in enumerate(node for node in model.graph.all_nodes() if node.op_type == "Conv"):
+        node.name = f"conv_{index} (audio must have at least {samples} samples)"
 
 
 @contextmanager

@@ -85,6 +85,19 @@ def test_exported_encoder_equals_pytorch(exported):
     assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()
 
 
+def test_axes_have_names_and_short_audio_an_error_that_says_so(exported):
+    _, _, exact, report = exported
+    for path in (exact, report.output):
+        session = onnxruntime.InferenceSession(str(path))
+        shapes = {value.name: value.shape for value in [*session.get_inputs(), *session.get_outputs()]}
+        assert shapes["input_values"] == shapes["attention_mask"] == ["batch", "samples"]
+        assert shapes["last_hidden_state"] == ["batch", "frames", 48]
+        for samples in (399, 5):
+            feed = {"input_values": torch.zeros(1, samples), "attention_mask": torch.ones(1, samples).long()}
+            with pytest.raises(Exception, match="audio must have at least 400 samples"):
+                session.run(None, {name: value.numpy() for name, value in feed.items()})
+
+
 def test_int8_states_what_it_costs(exported):
     _, _, exact, report = exported
     assert 1e-3 < report.relative_error < 0.3
