@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, Wav2Vec2FeatureExtractor
+from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
-from lighthubert_hf import LightHubertModel
+from lighthubert_hf import LightHubertForCTC, LightHubertForSequenceClassification, LightHubertModel
 from lighthubert_hf.hub.derived import same_function_facts
-from lighthubert_hf.hub.folder import complete_folder, load_facts
+from lighthubert_hf.hub.folder import TOKENIZER, complete_folder, load_facts
 from lighthubert_hf.hub.output import written_beside
 
 from .checkpoints.errors import ConversionError, listed
@@ -16,44 +16,55 @@ from .checkpoints.writing import check_free
 from .converter import ConversionReport
 from .verification import Outputs, largest_difference, probe_waveform
 
+# Heads that transformers' HuBERT has, too. Others are left out.
+_HEADS = {cls.__name__: cls for cls in (LightHubertForCTC, LightHubertForSequenceClassification)}
 
-def save_plain_hubert(model_folder: str | Path, output: str | Path, *, verify: bool = True) -> ConversionReport:
-    """Write the static encoder in `model_folder` as a folder that `HubertModel.from_pretrained` loads.
 
-    Its feature extractor goes with it; that is what s3prl's `hf_hubert_custom` reads.
+def save_plain_hubert(
+    model_folder: str | Path, output: str | Path, *, verify: bool = True, overwrite: bool = False
+) -> ConversionReport:
+    """Write the static model in `model_folder` as a folder that transformers' HuBERT loads without this package.
+
+    An encoder becomes a `HubertModel`, what recognises a `HubertForCTC`, what classifies a
+    `HubertForSequenceClassification`. Feature extractor and tokenizer go with it; that is what s3prl's
+    `hf_hubert_custom` and pipelines read.
 
     Args:
-        model_folder: a LightHuBERT that was extracted from a supernet, and its feature extractor. A head is left out.
-        output: the folder to write; must not exist yet (an empty one may).
+        model_folder: a LightHuBERT that was extracted from a supernet, fine-tuned or not, and its feature extractor.
+            A head that transformers' HuBERT has not is left out.
+        output: the folder to write; must not exist yet (an empty one may), unless `overwrite`.
         verify: compare both models' outputs on audio.
+        overwrite: replace another model in `output`. One made from the same source is replaced in any case then.
 
     Raises:
         FileNotFoundError: if `model_folder` is incomplete.
         ValueError: if no plain HuBERT can compute the same, or `output` exists.
     """
     folder, output = Path(model_folder), Path(output)
-    check_free(output)
+    if not overwrite:
+        check_free(output)
     data = read_json(folder / "config.json")
     if data.get("model_type") != "lighthubert":
         raise ConversionError(f"{folder} holds a {data.get('model_type')!r} model, not a LightHuBERT")
     read_json(folder / "preprocessor_config.json")
-    model, info = LightHubertModel.from_pretrained(folder, output_loading_info=True)
+    cls = _HEADS.get((data.get("architectures") or [""])[0], LightHubertModel)
+    model, info = cls.from_pretrained(folder, output_loading_info=True)
     if missing := info["missing_keys"]:
         raise ConversionError(f"{folder} lacks weights: {listed(map(str, missing))}")
     plain = model.to_hubert()
-    with written_beside(output, source=folder, by="plain hubert") as new:
+    with written_beside(output, source=folder, by="plain hubert", overwrite=overwrite) as new:
         plain.save_pretrained(new)
-        Wav2Vec2FeatureExtractor.from_pretrained(folder).save_pretrained(new)
+        _processor(folder).save_pretrained(new)
         complete_folder(new, same_function_facts(load_facts(folder)))
         difference = None
         if verify:
             wave = probe_waveform().double()
-            written = _outputs(AutoModel.from_pretrained(new), wave)
+            written = _outputs(type(plain).from_pretrained(new), wave)
             difference = largest_difference(written, _outputs(model, wave), "the plain HuBERT")
     return ConversionReport(
         source=str(model_folder),
         output=str(output),
-        kind="LightHuBERT subnet, as a plain HuBERT",
+        kind=f"{cls.__name__}, as a plain {type(plain).__name__}",
         num_parameters=plain.num_parameters(),
         dropped=tuple(sorted(map(str, info["unexpected_keys"]))),
         verified=("the subnet",) if verify else (),
@@ -61,6 +72,13 @@ def save_plain_hubert(model_folder: str | Path, output: str | Path, *, verify: b
     )
 
 
+def _processor(folder: Path) -> Wav2Vec2FeatureExtractor | Wav2Vec2Processor:
+    if (folder / TOKENIZER).is_file():
+        return Wav2Vec2Processor.from_pretrained(folder)
+    return Wav2Vec2FeatureExtractor.from_pretrained(folder)
+
+
 @torch.inference_mode()
 def _outputs(model, wave: torch.Tensor) -> Outputs:
-    return Outputs((), model.double().eval()(wave).last_hidden_state[0])
+    outputs = model.double().eval()(wave)
+    return Outputs((), getattr(outputs, "logits" if "logits" in outputs else "last_hidden_state")[0])

@@ -48,6 +48,21 @@ def load_encoder(name: str, revision: str | None = None) -> "PreTrainedModel":
     return _loaded(AutoModel, name, revision).eval()
 
 
+def is_static(name: str, revision: str | None = None) -> bool:
+    """Whether a folder or Hub repository holds a LightHuBERT that is no supernet.
+
+    Raises:
+        FileNotFoundError: if there is no model.
+    """
+    from transformers import AutoConfig
+
+    from .auto import register
+
+    register()
+    config = _loaded(AutoConfig, name, revision)
+    return config.model_type == "lighthubert" and config.search_space is None
+
+
 def on_device(model: "PreTrainedModel", device: str | None) -> "PreTrainedModel":
     """`model` moved to `device`; where it is, if that is `None`.
 

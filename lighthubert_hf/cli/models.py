@@ -43,13 +43,22 @@ def extract(
     supernet: Annotated[str, typer.Argument(help="Folder or Hub id.")],
     output: Annotated[Path, typer.Argument(help="Folder for the static model.")],
     subnet: Annotated[str, typer.Option(help="default, smallest, largest, or a JSON file of a Subnet.")] = "default",
-    plain_hubert: Annotated[bool, typer.Option(help="Save a transformers HubertModel.")] = False,
+    plain_hubert: Annotated[bool, typer.Option(help="Save a HuBERT of transformers; of a static model, too.")] = False,
     revision: Annotated[str | None, typer.Option(help="Revision of SUPERNET on the Hub.")] = None,
     overwrite: Replace = False,
 ) -> None:
     """Cut a subnet out of a supernet and save it as a model of its own."""
     from lighthubert_hf.hub.publishing import extract_to_folder
+    from lighthubert_hf.loading import is_static
 
+    if plain_hubert and is_static(supernet, revision):
+        from lighthubert_hf.conversion import save_plain_hubert
+        from lighthubert_hf.conversion.sources import resolve
+
+        if subnet != "default":
+            raise ValueError(f"{supernet} is static and has no subnet to choose; leave out --subnet")
+        typer.echo(str(save_plain_hubert(resolve(supernet, revision), output, overwrite=overwrite)))
+        return
     options = {"subnet": subnet, "plain_hubert": plain_hubert, "revision": revision, "overwrite": overwrite}
     typer.echo(str(extract_to_folder(supernet, output, **options)))
 

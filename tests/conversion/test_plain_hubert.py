@@ -2,13 +2,23 @@
 
 import json
 import os
+import sys
 
 import pytest
 import torch
-from transformers import AutoModel, HubertModel, Wav2Vec2FeatureExtractor
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    HubertForCTC,
+    HubertModel,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Processor,
+)
 
-from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, Subnet
+from lighthubert_hf import LightHubertForCTC, LightHubertForPreTraining, LightHubertModel, Subnet
+from lighthubert_hf.cli import main
 from lighthubert_hf.conversion import ConversionError, plain_hubert, save_plain_hubert
+from lighthubert_hf.training.finetuning.processors import build_processor
 
 from ..precision import assert_as_exact, in_double
 
@@ -60,6 +70,31 @@ def test_prediction_head_is_left_out(save_subnet, tmp_path):
     save_plain_hubert(folder, tmp_path / "plain")
     _, info = HubertModel.from_pretrained(tmp_path / "plain", output_loading_info=True)
     assert not any(info.values())
+
+
+def test_recogniser_becomes_a_plain_recogniser(save_subnet, make_model, tmp_path, waveforms, monkeypatch, capsys):
+    """By `extract --plain-hubert`: head, tokenizer and processor, for readers that know nothing of this package."""
+    processor = build_processor(["<pad>", "<unk>", "|", "a", "b"])
+    folder, model = save_subnet(Subnet(64, (2, 2), (64, 64)), LightHubertForCTC, vocab_size=5, pad_token_id=0)
+    processor.save_pretrained(folder)
+    monkeypatch.setattr(sys, "argv", ["lighthubert", "extract", str(folder), str(tmp_path / "p"), "--plain-hubert"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    assert "LightHubertForCTC, as a plain HubertForCTC" in capsys.readouterr().out
+    plain, info = HubertForCTC.from_pretrained(tmp_path / "p", output_loading_info=True)
+    assert not any(info.values())
+    assert json.loads((tmp_path / "p" / "config.json").read_text())["architectures"] == ["HubertForCTC"]
+    with torch.no_grad():
+        found, expected = model(waveforms).logits, plain(waveforms).logits
+        assert_as_exact(found, expected, in_double(plain)(waveforms.double()).logits)
+    read = AutoProcessor.from_pretrained(tmp_path / "p")
+    assert type(read) is Wav2Vec2Processor
+    assert read.batch_decode([[3, 3, 2, 4]]) == processor.batch_decode([[3, 3, 2, 4]]) == ["a b"]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--subnet", "smallest"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "leave out --subnet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
