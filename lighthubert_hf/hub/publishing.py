@@ -11,6 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from lighthubert_hf.costs.profiling import Profile
+from lighthubert_hf.loading import load_whole
 from lighthubert_hf.model.search_space import Subnet
 from lighthubert_hf.subnets import choose_subnet
 
@@ -261,7 +262,7 @@ def load_supernet(supernet: str | Path, revision: str | None = None, token: str 
     from lighthubert_hf.model.modeling_lighthubert import LightHubertModel
 
     try:
-        model = LightHubertModel.from_pretrained(str(supernet), revision=revision, token=token)
+        model = load_whole(LightHubertModel, str(supernet), revision=revision, token=token)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"no supernet can be loaded from {supernet}: {reason}") from error

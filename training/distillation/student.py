@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, SearchSpace, Subnet
+from lighthubert_hf.loading import without_load_report
 from lighthubert_hf.model.elastic import ElasticLayerNorm
 from lighthubert_hf.subnets import choose_subnet
 
@@ -115,14 +116,15 @@ def _loaded(settings: StudentSection, target_size: int) -> LightHubertForPreTrai
             "name it as teacher.path with student.init=teacher"
         )
     config = _config(LightHubertConfig.from_dict(data).to_dict() | {"target_size": target_size}, settings)
-    student, info = LightHubertForPreTraining.from_pretrained(
-        settings.init,
-        config=config,
-        revision=settings.revision,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
+    with without_load_report():
+        student, info = LightHubertForPreTraining.from_pretrained(
+            settings.init,
+            config=config,
+            revision=settings.revision,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     # A folder without a prediction head, or with one for another teacher, gets a new one; all else must be there.
     absent = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
     own_norms = {name for name in absent if ".per_width." in name}

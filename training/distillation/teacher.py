@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, HubertConfig, HubertModel, PreTrainedModel
 
 from lighthubert_hf import LightHubertModel
+from lighthubert_hf.loading import load_whole
 from lighthubert_hf.padding import is_padding_invariant
 from lighthubert_hf.training.distillation.objectives.base import TeacherOutput, TeacherRequest
 
@@ -33,7 +34,7 @@ def load_teacher(settings: TeacherSection, seed: int = 0) -> PreTrainedModel:
             torch.manual_seed(seed)
             return HubertModel(config).to(DTYPES[settings.dtype])
     try:
-        return AutoModel.from_pretrained(settings.path, dtype=DTYPES[settings.dtype], revision=settings.revision)
+        return load_whole(AutoModel, settings.path, dtype=DTYPES[settings.dtype], revision=settings.revision)
     except OSError as error:
         reason = " ".join(str(error).split())
         raise FileNotFoundError(

@@ -1,16 +1,14 @@
 """A model with a head from a supernet, a static subnet or a plain HuBERT, and which of its parts are trained when."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, TrainerCallback
 
 from lighthubert_hf import LightHubertConfig  # from the package: that registers the Auto classes
 from lighthubert_hf.extras import require
+from lighthubert_hf.loading import without_load_report
 from lighthubert_hf.model.extraction import subnet_config
 from lighthubert_hf.model.search_space import Subnet
 from lighthubert_hf.subnets import choose_subnet
@@ -42,7 +40,7 @@ def build_model(
     if settings.from_scratch or settings.path is None:
         return auto_class.from_config(config if subnet is None else subnet_config(config, subnet))
     load = auto_class if keep_head else AutoModel
-    with _quiet_loading():
+    with without_load_report():
         loaded, report = load.from_pretrained(
             settings.path, revision=settings.revision, config=config, dtype=torch.float32, output_loading_info=True
         )
@@ -85,17 +83,6 @@ def _subnet(settings: PretrainedSection, config: PretrainedConfig) -> Subnet | N
     if isinstance(settings.subnet, SubnetSection):
         return Subnet.from_dict(settings.subnet.model_dump())
     return choose_subnet(settings.subnet or "default", config)
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """transformers reports a head left behind as a problem; here it is meant, and missing weights are checked."""
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(before)
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSection):
