@@ -136,7 +136,7 @@ def publish(name: str, results: dict[str, Any], table: str, options: argparse.Na
     text = f"{heading}\n\n{table}\n"
     print(text)
     if options.json:
-        Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
+        Path(options.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if options.docs:
         insert(Path(options.docs), name, text)
 
@@ -144,10 +144,10 @@ def publish(name: str, results: dict[str, Any], table: str, options: argparse.Na
 def insert(guide: Path, name: str, text: str) -> None:
     """Replace what stands between the marks of `name` in a Markdown file."""
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-    before, found, rest = guide.read_text().partition(begin)
+    before, found, rest = guide.read_text(encoding="utf-8").partition(begin)
     if not found or end not in rest:
         raise ValueError(f"{guide} has no place for this table: add the lines {begin.strip()!r} and {end!r}")
-    guide.write_text(before + begin + text + end + rest.partition(end)[2])
+    guide.write_text(before + begin + text + end + rest.partition(end)[2], encoding="utf-8")
 
 
 def _shown_arguments() -> list[str]:

@@ -379,7 +379,7 @@ def run_part(name: str, part: Part, results: dict[str, Any], options) -> bool:
 
 
 def load(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text()) if file.exists() else {}
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -401,7 +401,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if options.tables:
-        insert_tables(json.loads(Path(options.tables).read_text()), options.docs)
+        insert_tables(json.loads(Path(options.tables).read_text(encoding="utf-8")), options.docs)
         return 0
     if options.device.type == "cuda" and not torch.cuda.is_available():
         print("torch sees no GPU here; `--device cpu --tiny` tries the program out", file=sys.stderr)

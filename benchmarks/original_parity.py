@@ -181,7 +181,7 @@ def main() -> None:
             rows.append({"space": kind, "subnet": subnet.to_dict(), **compared})
             print(f"{kind}, {subnet}:", *map(describe, compared.items()), sep="\n  ", flush=True)
     if options.output:
-        with open(options.output, "w") as file:
+        with open(options.output, "w", encoding="utf-8") as file:
             json.dump(rows, file, indent=1)
     if not all(map(holds, rows)):
         sys.exit("ours and the original do not agree: see NO and TOO MUCH above")

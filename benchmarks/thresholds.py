@@ -177,7 +177,7 @@ def main() -> None:
     if options.worker:
         torch.manual_seed(0)
         torch.set_num_threads(1)
-        Path(options.worker).write_text(json.dumps(run_level(options.rounds, options.only)))
+        Path(options.worker).write_text(json.dumps(run_level(options.rounds, options.only)), encoding="utf-8")
         return
     levels = {level: launch(level, options) for level in options.levels}
     publish("thresholds", {"machine": machine(), "levels": levels}, table(levels), options)

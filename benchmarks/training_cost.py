@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("results", nargs="?", default=RESULTS, help="what training_step.py wrote")
     add_outputs(parser)
     options = parser.parse_args()
-    results = json.loads(Path(options.results).read_text())
+    results = json.loads(Path(options.results).read_text(encoding="utf-8"))
     publish("training_cost", results, table(results["settings"]), options)
 
 

@@ -230,7 +230,7 @@ def main() -> None:
     if options.worker:
         measured = run_stage(options.stage, options)
         if int(os.environ["RANK"]) == 0:
-            Path(options.worker).write_text(json.dumps(measured))
+            Path(options.worker).write_text(json.dumps(measured), encoding="utf-8")
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         return

@@ -107,7 +107,7 @@ def rms(tensor: torch.Tensor) -> float:
 def _note(error: float, bound: float) -> None:
     """Where `PRECISION_LOG` names a file, add a line of how much of the bound was used, and by which test."""
     if path := os.environ.get("PRECISION_LOG"):
-        with open(path, "a") as file:
+        with open(path, "a", encoding="utf-8") as file:
             file.write(f"{error / bound if bound else 0.0:.4f} {os.environ.get('PYTEST_CURRENT_TEST')}\n")
 
 

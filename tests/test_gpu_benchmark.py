@@ -28,7 +28,7 @@ def guides(tmp_path):
 
 def as_measured(results: dict, file: Path) -> Path:
     """Results of tiny models in the clothes of real ones, which the guides take."""
-    file.write_text(json.dumps({name: part | {"tiny": False} for name, part in results.items()}))
+    file.write_text(json.dumps({name: part | {"tiny": False} for name, part in results.items()}), encoding="utf-8")
     return file
 
 

@@ -38,7 +38,7 @@ def commands(tmp_path, monkeypatch):
     torch.save(original_checkpoint(description["cfg"]), "checkpoint.pt")
     (space,) = documented("json")
     assert json.loads(space) == description["search_space"]
-    Path("space.json").write_text(space)
+    Path("space.json").write_text(space, encoding="utf-8")
     lines = [line for block in documented("bash") for line in block.splitlines()]
     return [line for line in lines if not re.search("mechanicalsea|_base|-base", line)]
 

@@ -27,6 +27,7 @@ from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.example_batches import MemoryBatches, StreamedBatches
 from lighthubert_hf.training.audio.examples import MemoryOverflow, SpeechExample, read_examples
 from lighthubert_hf.training.audio.sources import AudioSource, random_generator
+from lighthubert_hf.training.audio.streaming import DROPPED
 from lighthubert_hf.training.recipes.sections import SourceSection
 from lighthubert_hf.training.runs.checkpoints import checkpoint_folder, checkpoint_step
 from lighthubert_hf.training.runs.hub_upload import make_repository
@@ -54,6 +55,9 @@ from .verification import VerificationFineTuning
 
 logger = logging.getLogger(__name__)
 
+TRAIN = "train"  # what reports call the training speech
+ONE_FRAME = 400 / SAMPLING_RATE  # held-out speech is scored whole, down to what a model can hear
+
 # The set that `data.held_out_share` makes.
 HELD_OUT = "held_out"
 
@@ -79,9 +83,10 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
 
     Returns:
         `{"model": folder, "task": str, "parameters": int, "steps": int, "seconds": float, "training_minutes": float,
-        "dropped": int, "dropped_because": str, "evaluation": {set: {score: share, "loss", "examples"}}}`; the scores
-        are `cer` and `wer`, `accuracy`, `eer` (without a loss: the speakers are new), or `der`. `dropped` counts
-        training utterances that cannot be learnt from. A recogniser's `vocabulary` says its size, how often each
+        "dropped": int, "dropped_because": str, "left_out": {set: {reason: int}},
+        "evaluation": {set: {score: share, "loss", "examples"}}}`; the scores are `cer` and
+        `wer`, `accuracy`, `eer` (without a loss: the speakers are new), or `der`. `dropped` counts training utterances
+        that are not learnt from, `left_out` rows of each set that were not used at all (broken, unlabelled, too short, too long). A recogniser's `vocabulary` says its size, how often each
         unit stands in the transcripts, and the share and kinds of characters it does not know. All this is also in
         `metrics.json`, from where a finished run has it.
 
@@ -122,8 +127,11 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
             "steps": trainer.state.global_step,
             "seconds": round(result.metrics["train_runtime"], 2),
             "training_minutes": None if speech.train is None else round(_minutes(speech.train), 2),
-            "dropped": trainer.batches.num_refused,
-            "dropped_because": task.refused,
+            "dropped": trainer.batches.num_refused + sum(speech.left_out.get(TRAIN, {}).values()),
+            "dropped_because": ", or ".join(
+                [task.refused, *(why.replace("_", " ") for why in speech.left_out.get(TRAIN, {}))]
+            ),
+            "left_out": speech.left_out,
             **task.facts,
             "evaluation": {
                 name: {**task.final_scores(trainer, name, examples), "examples": len(examples)}
@@ -187,11 +195,13 @@ def _progress_bars(shown: bool) -> Iterator[None]:
 
 @dataclass
 class _Speech:
-    """What a run reads: training examples (`None`: they are streamed), their sources, held-out sets."""
+    """What a run reads: training examples (`None`: they are streamed), their sources, held-out sets, and of each how
+    many rows were left out and why."""
 
     train: list[SpeechExample] | None
     sources: list[AudioSource]
     evaluation: dict[str, list[SpeechExample]]
+    left_out: dict[str, dict[str, int]]
 
 
 def _sources(task: FineTuningTask) -> tuple[list[AudioSource], dict[str, list[AudioSource]]]:
@@ -213,9 +223,11 @@ def _read_speech(
 ) -> _Speech:
     recipe = task.recipe
     data = recipe.data
+    counts: dict[str, dict[str, int]] = {name: {} for name in (TRAIN, *evaluation)}
     try:
         examples = read_examples(
             train,
+            counts=counts[TRAIN],
             label_columns=task.label_columns,
             minutes=data.labelled_minutes,
             max_seconds=data.max_seconds,
@@ -229,7 +241,7 @@ def _read_speech(
         if data.labelled_minutes is not None:
             raise ValueError(f"{error}: lower data.labelled_minutes or raise data.memory_gb") from None
         logger.info("%s; it is streamed", error)
-        examples = None
+        examples, counts[TRAIN] = None, {}
     if data.held_out_share is not None:
         if examples is None:
             raise ValueError(
@@ -237,10 +249,12 @@ def _read_speech(
                 "can be held out: name held-out sets under data.evaluation, or raise data.memory_gb"
             )
         examples, part = _held_out(examples, data.held_out_share, recipe.seed)
-        return _Speech(examples, train, {HELD_OUT: part})
+        return _Speech(examples, train, {HELD_OUT: part}, _left_out(counts))
     held_out = {
         name: read_examples(
             part,
+            counts=counts[name],
+            min_seconds=ONE_FRAME,
             label_columns=task.label_columns,
             max_examples=data.max_eval_examples,
             max_gigabytes=data.memory_gb,
@@ -250,7 +264,13 @@ def _read_speech(
         )
         for name, part in evaluation.items()
     }
-    return _Speech(examples, train, held_out)
+    return _Speech(examples, train, held_out, _left_out(counts))
+
+
+def _left_out(counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """The reasons that occurred, of the sets where something was left out."""
+    reasons = {name: {why: part[why] for why in DROPPED if part.get(why)} for name, part in counts.items()}
+    return {name: part for name, part in reasons.items() if part}
 
 
 def _held_out(

@@ -28,7 +28,19 @@ from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.row_paths import is_url
 from lighthubert_hf.training.audio.sources import AudioSource
 
-from .splits import CHUNK, FACTS, FEATURES, ROWS, CachedSplit, LiveSplit, Selection, Split, in_chunks, plain_row
+from .splits import (
+    CHUNK,
+    FACTS,
+    FEATURES,
+    ROWS,
+    CachedSplit,
+    LiveSplit,
+    Selection,
+    Split,
+    checksum,
+    in_chunks,
+    plain_row,
+)
 from .upstream import Upstream
 
 logger = logging.getLogger(__name__)
@@ -72,7 +84,10 @@ class FeatureStore:
         self._in_use.add(key)
         if (target / FACTS).is_file():
             os.utime(target)  # used now: the last to be deleted
-            return CachedSplit(target)
+            try:
+                return CachedSplit(target)
+            except ValueError as problem:
+                logger.warning("%s; its features are computed again", problem)
         try:
             self._extract(upstream, selection, target, facts, progress)
         except CacheOverflow as problem:
@@ -94,6 +109,7 @@ class FeatureStore:
             samples = self._write(upstream, selection, new, counts, progress)
             shape = [upstream.num_states, upstream.width]
             facts = facts | {"shape": shape, "counts": counts, "seconds": round(samples / SAMPLING_RATE, 3)}
+            facts["checksums"] = {name: checksum(new / name) for name in (ROWS, FEATURES)}
             (new / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
     def _write(self, upstream: Upstream, selection: Selection, folder: Path, counts: dict, progress: bool) -> int:

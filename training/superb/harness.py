@@ -7,6 +7,7 @@ OUTPUT/
   features/         the cache, unless it is elsewhere
 """
 
+import hashlib
 import json
 import logging
 import time
@@ -125,13 +126,21 @@ def _check_output(output: Path, keys: dict[str, dict], overwrite: bool) -> None:
 
 
 def _stored(output: Path, name: str) -> dict[str, Any] | None:
+    """What is kept of a finished task; `None` if there is nothing. ValueError if it is not what was written."""
     path = output / "tasks" / f"{name}.json"
     if not path.is_file():
         return None
     stored = read_object(path, "delete it to do the task again")
+    checksum = stored.pop("checksum", None)
     if not isinstance(stored.get("key"), dict) or not isinstance(stored.get("result"), dict):
         raise ValueError(f"{path} holds no result of a task; delete it to do the task again")
+    if checksum != _checksum(stored):
+        raise ValueError(f"{path} is damaged: it is not what was written; delete it to do the task again")
     return stored
+
+
+def _checksum(stored: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(stored, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _check_data(names: list[str], data: SuperbData) -> None:
@@ -169,9 +178,10 @@ def _finished_or(output: Path, key: dict, evaluation: "_Evaluation", name: str, 
         return stored["result"]
     task_data = getattr(data, name)
     result = evaluation.query(task_data) if name == QueryByExample.name else evaluation.probe(name, task_data)
-    text = json.dumps({"key": key, "result": result}, indent=2)
+    stored = json.loads(json.dumps({"key": key, "result": result}))
+    text = json.dumps(stored | {"checksum": _checksum(stored)}, indent=2)
     write_text(output / "tasks" / f"{name}.json", text + "\n")
-    return json.loads(text)["result"]  # the same, whether it was done now or before
+    return stored["result"]  # the same, whether it was done now or before
 
 
 class _Evaluation:

@@ -1,5 +1,6 @@
 """The utterances of one split with the frozen model's features: read from the cache, or computed whenever needed."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -86,6 +87,27 @@ def plain_row(example: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(columns, default=str))
 
 
+def checksum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "blake2b").hexdigest()
+
+
+def _undamaged(folder: Path) -> dict[str, Any]:
+    """What `set.json` says, once the files beside it are those that were written with it.
+
+    Raises:
+        ValueError: One of them is not; the message names it.
+    """
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        for name, expected in facts["checksums"].items():
+            if checksum(folder / name) != expected:
+                raise ValueError(f"{folder / name} is damaged: it is not what was written")
+    except (KeyError, TypeError, AttributeError, OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder / FACTS} is damaged ({type(error).__name__}: {error})") from error
+    return facts
+
+
 class CachedSplit:
     """Utterances whose features lie on disk, in a folder that `FeatureStore` wrote.
 
@@ -95,7 +117,7 @@ class CachedSplit:
     """
 
     def __init__(self, folder: Path, reduce: Reduce | None = None):
-        self.facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        self.facts = _undamaged(folder)
         lines = [json.loads(line) for line in (folder / ROWS).read_text(encoding="utf-8").splitlines()]
         self.ids, self.rows = [line["id"] for line in lines], [line["row"] for line in lines]
         self.lengths = [line["frames"] for line in lines]

@@ -217,7 +217,7 @@ def _write_folder(folder, names):
 
 def _audio_folder(folder):
     texts = _write_folder(folder, ["a.wav", "b.flac", "c.ogg"])
-    with open(folder / "metadata.csv", "w", newline="") as file:
+    with open(folder / "metadata.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("file_name", "text"), *((text.split()[-1], text) for text in texts)])
     return AudioSource(str(folder), text_column="text"), texts
 

@@ -343,7 +343,7 @@ def test_gradient_checkpointing_and_bf16(sets, tmp_path):
 def test_trials_are_those_of_a_file_or_all_pairs(sets, tmp_path, monkeypatch):
     """The synthetic list holds all pairs, so both ways agree; one trial of each kind is decided by two cosines."""
     folder = sets("asv")
-    lines = Path(folder, "trials.txt").read_text().splitlines()
+    lines = Path(folder, "trials.txt").read_text(encoding="utf-8").splitlines()
     data = {"trials": {"test": f"{folder}/trials.txt"}}
     with_file = finetune(make_recipe(folder, tmp_path / "a", "verification", data=data), quiet=True)
     without = finetune(make_recipe(folder, tmp_path / "b", "verification"), quiet=True)

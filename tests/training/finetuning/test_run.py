@@ -23,6 +23,7 @@ from lighthubert_hf.training.finetuning.run import finetune
 from lighthubert_hf.training.runs.checkpoints import latest_checkpoint
 from lighthubert_hf.training.synthetic.speech import synthesise_corpus
 
+from ..stored_speech import encode
 from .tiny_architecture import TINY
 
 HEAD = {"vocab_size": 20, "pad_token_id": 0}
@@ -123,6 +124,27 @@ class TestFinetuning:
         first, again, other = read(0), read(0), read(1)
         assert [e.id for e in first] == [e.id for e in again] != [e.id for e in other]
         assert 0.2 <= sum(len(e.waveform) for e in first) / 16000 / 60 < 0.3
+
+    def test_rows_left_out_are_counted_and_short_held_out_clips_are_scored(self, corpus, tmp_path):
+        clips = {"tiny": 0.03, "none": 0.01, "good": 0.5, "long": 3.0}
+        for name, seconds in clips.items():
+            (tmp_path / f"{name}.flac").write_bytes(encode(seconds))
+        lines = [{"audio": f"{name}.flac", "text": "ab"} for name in clips] + [{"audio": "good.flac", "text": None}]
+        for split in ("train", "held"):
+            (tmp_path / f"{split}.jsonl").write_text(
+                "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+            )
+        source = {"path": str(tmp_path), "text_column": "text"}
+        data = {"sources": [source], "evaluation": {"held": [source | {"split": "held"}]}}
+        data |= {"max_seconds": 2.0, "batch_seconds": 4.0}
+        metrics = finetune(make_recipe(corpus, tmp_path / "run", data=data), quiet=True)
+        assert metrics["evaluation"]["held"]["examples"] == 3
+        assert metrics["left_out"] == {
+            "train": {"unlabelled": 1, "too_short": 2, "too_long": 1},
+            "held": {"unlabelled": 1, "too_short": 1},
+        }
+        assert metrics["dropped"] == 4
+        assert "too long" in metrics["dropped_because"]
 
     def test_impossible_utterances_are_dropped_and_counted(self, corpus, tmp_path, monkeypatch):
         read = finetuning.read_examples

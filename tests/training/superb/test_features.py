@@ -17,6 +17,7 @@ from lighthubert_hf.training.superb.splits import CachedSplit, LiveSplit, Select
 from lighthubert_hf.training.superb.upstream import Upstream, load_upstream
 
 from ...precision import assert_as_exact, in_double
+from ..stored_speech import encode
 
 
 def selection(folder, split: str = "train", **options) -> Selection:
@@ -222,3 +223,27 @@ def test_waveforms_are_normalised_as_the_model_wants(tiny_static, tmp_path):
     assert load_upstream(tmp_path).normalised
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(facts))
     assert not load_upstream(tmp_path).normalised
+
+
+def test_broken_files_at_the_end_are_counted(tmp_path):
+    for number in range(40):
+        (tmp_path / f"{number:02}.flac").write_bytes(encode(0.2) if number < 38 else b"no audio")
+    counts: dict = {}
+    assert len(list(selection(tmp_path).read(counts))) == 38
+    assert counts == {"used": 38, "broken": 2, "too_long": 0}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "features.bin", "set.json"])
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: data[:-9] + b"123456789"])
+def test_damaged_features_are_computed_again(counted, superb_folder, tmp_path, caplog, name, damage):
+    upstream, calls = counted
+    store = FeatureStore(tmp_path)
+    before = read(store.split(upstream, selection(superb_folder, "test"), progress=False))
+    (file,) = tmp_path.glob(f"*/{name}")
+    file.write_bytes(damage(file.read_bytes()))
+    number = len(calls)
+    after = read(FeatureStore(tmp_path).split(upstream, selection(superb_folder, "test"), progress=False))
+    assert len(calls) > number
+    assert f"{name} is damaged" in caplog.text
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[key][1], after[key][1]) for key in before)

@@ -155,3 +155,20 @@ def test_rates():
 def test_every_published_row_has_every_column():
     assert all(len(row) == 1 + len(COLUMNS) for row in SCORES.values())
     assert {task for task, _ in COLUMNS} == set(TASKS)
+
+
+def test_a_damaged_task_is_named(tiny_static, superb_data, tmp_path):
+    results = evaluate(tiny_static, "ks", superb_data, tmp_path)
+    file = tmp_path / "tasks" / "ks.json"
+    whole = file.read_text(encoding="utf-8")
+    accuracy = json.dumps(results["tasks"]["ks"]["metrics"]["accuracy"])
+    for damaged in (
+        whole[: len(whole) // 2],
+        "",
+        "[]",
+        whole.replace(f'"accuracy": {accuracy}', '"accuracy": 0.123', 1),
+    ):
+        assert damaged != whole
+        file.write_text(damaged, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"ks\.json.*delete it to do the task again"):
+            evaluate(tiny_static, "ks", superb_data, tmp_path)
