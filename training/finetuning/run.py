@@ -86,9 +86,10 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
         "dropped": int, "dropped_because": str, "left_out": {set: {reason: int}},
         "evaluation": {set: {score: share, "loss", "examples"}}}`; the scores are `cer` and
         `wer`, `accuracy`, `eer` (without a loss: the speakers are new), or `der`. `dropped` counts training utterances
-        that are not learnt from, `left_out` rows of each set that were not used at all (broken, unlabelled, too short, too long). A recogniser's `vocabulary` says its size, how often each
-        unit stands in the transcripts, and the share and kinds of characters it does not know. All this is also in
-        `metrics.json`, from where a finished run has it.
+        that are not learnt from, `left_out` rows of each set that were not used at all (broken, unlabelled, too short,
+        too long). A recogniser's `vocabulary` says its size, how often each unit stands in the transcripts, and the
+        share and kinds of characters it does not know. All this is also in `metrics.json`, from where a finished run
+        has it.
 
     Raises:
         ValueError: if the recipe does not fit the data, the model, or the run that `output_dir` holds.

@@ -131,7 +131,7 @@ def _write_splits(folder: Path, parameters: dict[str, Any]) -> dict[str, dict[st
     with tqdm(
         total=round(sum(minutes for _, minutes, _, _ in plan) * 60),
         desc="synthesising",
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s of speech [{elapsed}, {remaining} left]",
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s [{elapsed}, {remaining} left]",
     ) as progress:
         for name, minutes, voices, num_shards in plan:
             choose_voice = random.Random(f"{parameters['seed']} {name}")
