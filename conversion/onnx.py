@@ -145,12 +145,14 @@ def _load(folder: Path) -> tuple[nn.Module, str]:
     data = read_json(folder / "config.json")
     classes = {cls.__name__: cls for cls in _OUTPUTS}
     architecture = (data.get("architectures") or ["LightHubertModel"])[0]
+    if data.get("search_space") is not None:
+        raise ConversionError(
+            f"{folder} holds a supernet; extract a subnet first: lighthubert extract {folder} SUBNET"
+        )
     if data.get("model_type") != "lighthubert" or architecture not in classes:
         raise ConversionError(
             f"{folder} holds a {data.get('model_type')!r} model, {architecture}; exported are {listed(classes)}"
         )
-    if data.get("search_space") is not None:
-        raise ConversionError(f"{folder} holds a supernet; extract a subnet and export that")
     cls = classes[architecture]
     model, info = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     if missing := info["missing_keys"]:

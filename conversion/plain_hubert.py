@@ -46,6 +46,10 @@ def save_plain_hubert(
     data = read_json(folder / "config.json")
     if data.get("model_type") != "lighthubert":
         raise ConversionError(f"{folder} holds a {data.get('model_type')!r} model, not a LightHuBERT")
+    if data.get("search_space") is not None:
+        raise ConversionError(
+            f"{folder} holds a supernet; `lighthubert extract {folder} OUTPUT --plain-hubert` takes a subnet out of it"
+        )
     read_json(folder / "preprocessor_config.json")
     cls = _HEADS.get((data.get("architectures") or [""])[0], LightHubertModel)
     model, info = cls.from_pretrained(folder, output_loading_info=True)

@@ -204,7 +204,7 @@ class Profile:
             f"{name}: {self.parameters:,} parameters",
             f"Machine: {machine}; matmul {self.matmul_gflops:.0f} GFLOP/s",
             "",
-            "| audio | ms | real-time factor | GMAC | of matmul rate | peak MB | "
+            "| audio | ms | real-time factor | GMAC of the pass | of matmul rate | peak MB | "
             + " | ".join(f"{part}, ms (of matmul)" for part in PARTS)
             + " |",
             "|" + "---|" * (6 + len(PARTS)),

@@ -156,8 +156,12 @@ def test_heads(cls, make_model, tmp_path):
 
 @pytest.mark.parametrize(
     ("cls", "subnet", "message"),
-    [(LightHubertModel, None, "extract a subnet"), (LightHubertForPreTraining, UNEQUAL, "exported are")],
-    ids=["supernet", "pre-training"],
+    [
+        (LightHubertModel, None, "extract a subnet first"),
+        (LightHubertForPreTraining, None, "extract a subnet first"),
+        (LightHubertForPreTraining, UNEQUAL, "exported are"),
+    ],
+    ids=["supernet", "supernet with its head", "pre-training"],
 )
 def test_refusals(cls, subnet, message, make_model, tmp_path):
     save_subnet(make_model, tmp_path / "model", cls, subnet)

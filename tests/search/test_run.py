@@ -16,7 +16,8 @@ import torch
 from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, Subnet
 from lighthubert_hf.costs import latency
 from lighthubert_hf.costs.latency import LatencyTable
-from lighthubert_hf.costs.profiling import count_macs, count_parameters
+from lighthubert_hf.costs.profiling import count_macs, count_parameters, macs_per_second, profile
+from lighthubert_hf.hub.card import CardFacts
 from lighthubert_hf.hub.family import _check_architecture, read_pareto
 from lighthubert_hf.search import report
 from lighthubert_hf.search.costs import Cost, Limit, format_cost
@@ -421,6 +422,24 @@ def test_extracted_subnets_are_models_that_compute_the_same(make_model, tmp_path
     assert [entry["folder"] for entry in data["subnets"]] == [scored.folder for scored in extracted]
     again = search(model, analytic, tmp_path, extract=2, supernet="me/supernet", **SMALL)
     assert len([scored for scored in again.subnets if scored.folder]) == 2
+
+
+def test_one_number_of_operations_and_no_prediction_called_measured(measured, tiny_supernet, tmp_path):
+    """In the search's files, on the card, from `profile` and from the counter: of clips of 10 s."""
+    measured(0.02)
+    result = search(tiny_supernet, analytic, tmp_path, limits=[Limit(Cost("latency", 0.3), 1e9)], extract=1, **SMALL)
+    (entry,) = json.loads((tmp_path / "pareto.json").read_text())["subnets"]
+    card = CardFacts.load(tmp_path / entry["folder"] / "model_card.json")
+    model = LightHubertModel.from_pretrained(tmp_path / entry["folder"])
+    row = profile(model, [10.0], repeats=1, progress=False).rows[0]
+    counted = macs_per_second(tiny_supernet.config, Subnet.from_dict(entry["subnet"]))
+    assert entry["macs_per_second"] == entry["costs"]["macs@10s"] == card.macs_per_second == counted
+    assert round(row.macs / 10) == counted
+    assert card.loss == entry["loss"] == next(s.score for s in result.subnets if s.folder)
+    readme = (tmp_path / entry["folder"] / "README.md").read_text()
+    assert "predicted from times of its parts" in readme
+    assert "median error 2%" in readme
+    assert "ms per second of audio, measured" not in readme
 
 
 def test_study_opens_in_optuna(whole):
