@@ -197,7 +197,7 @@ def bench_recipe(name: str, options) -> DistillationRecipe:
         changes += ["teacher.path=null", "teacher.random_config={}"]
     if recipe.student.init not in ("teacher", "random"):  # of an earlier stage
         changes += ["student.init=random", "student.config={feat_extract_norm: layer}"]
-        if recipe.student.search_space is None:
+        if recipe.student.search_space in (None, "teacher"):
             small = load_recipe(DistillationRecipe, f"lighthubert-small{suffix}").model_dump(mode="json")
             changes.append(f"student.search_space={json.dumps(small['student']['search_space'])}")
     return load_recipe(DistillationRecipe, f"{name}{suffix}", changes)
