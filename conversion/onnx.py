@@ -17,6 +17,7 @@ from torch import nn
 from lighthubert_hf import LightHubertForCTC, LightHubertForSequenceClassification, LightHubertModel
 from lighthubert_hf.extras import require
 from lighthubert_hf.files import scratch_folder
+from lighthubert_hf.loading import load
 from lighthubert_hf.model.feature_encoder import receptive_field
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 
@@ -154,10 +155,7 @@ def _load(folder: Path) -> tuple[nn.Module, str]:
             f"{folder} holds a {data.get('model_type')!r} model, {architecture}; exported are {listed(classes)}"
         )
     cls = classes[architecture]
-    model, info = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    if missing := info["missing_keys"]:
-        raise ConversionError(f"{folder} lacks weights: {listed(map(str, missing))}")
-    return model.eval(), _OUTPUTS[cls]
+    return load(cls, folder, dtype=torch.float32).model, _OUTPUTS[cls]
 
 
 def _batches(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:

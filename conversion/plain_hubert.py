@@ -9,8 +9,9 @@ from lighthubert_hf import LightHubertForCTC, LightHubertForSequenceClassificati
 from lighthubert_hf.hub.derived import same_function_facts
 from lighthubert_hf.hub.folder import TOKENIZER, complete_folder, load_facts
 from lighthubert_hf.hub.output import written_beside
+from lighthubert_hf.loading import load
 
-from .checkpoints.errors import ConversionError, listed
+from .checkpoints.errors import ConversionError
 from .checkpoints.reading import read_json
 from .checkpoints.writing import check_free
 from .converter import ConversionReport
@@ -52,10 +53,8 @@ def save_plain_hubert(
         )
     read_json(folder / "preprocessor_config.json")
     cls = _HEADS.get((data.get("architectures") or [""])[0], LightHubertModel)
-    model, info = cls.from_pretrained(folder, output_loading_info=True)
-    if missing := info["missing_keys"]:
-        raise ConversionError(f"{folder} lacks weights: {listed(map(str, missing))}")
-    plain = model.to_hubert()
+    loaded = load(cls, folder)
+    model, plain = loaded.model, loaded.model.to_hubert()
     with written_beside(output, source=folder, by="plain hubert", overwrite=overwrite) as new:
         plain.save_pretrained(new)
         _processor(folder).save_pretrained(new)
@@ -63,14 +62,14 @@ def save_plain_hubert(
         difference = None
         if verify:
             wave = probe_waveform().double()
-            written = _outputs(type(plain).from_pretrained(new), wave)
+            written = _outputs(load(type(plain), new).model, wave)
             difference = largest_difference(written, _outputs(model, wave), "the plain HuBERT")
     return ConversionReport(
         source=str(model_folder),
         output=str(output),
         kind=f"{cls.__name__}, as a plain {type(plain).__name__}",
         num_parameters=plain.num_parameters(),
-        dropped=tuple(sorted(map(str, info["unexpected_keys"]))),
+        dropped=tuple(sorted(loaded.left_out)),
         verified=("the subnet",) if verify else (),
         max_difference=difference,
     )

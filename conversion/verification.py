@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModel
 
 from lighthubert_hf import LightHubertForPreTraining, LightHubertModel
+from lighthubert_hf.loading import load, load_encoder
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 
-from .checkpoints.errors import ConversionError, listed
+from .checkpoints.errors import ConversionError
 from .original.forward import Outputs
 
 # Largest difference that passes, in units of the largest magnitude (at least 1). Rounding gives 1e-16, some thousand
@@ -73,15 +73,11 @@ def supernet_outputs(folder: Path, subnets, weights: Mapping[str, torch.Tensor],
     """What the supernet in `folder` computes with each of `subnets`, in double precision as all that follow.
 
     Raises:
-        ConversionError: if `from_pretrained` misses weights or finds others than it expects.
+        WeightsError: if it does not load as it was written.
     """
     head = "prediction_head.weight" in weights
-    model, info = (LightHubertForPreTraining if head else LightHubertModel).from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
-    )
-    if stray := {*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]}:
-        raise ConversionError(f"{folder} does not load as it was written: {listed(map(str, stray))}")
-    model = stream_weights(model.eval(), weights)
+    model = load(LightHubertForPreTraining if head else LightHubertModel, folder, dtype=torch.float32).model
+    model = stream_weights(model, weights)
     base, found, front_ends = model.base_model, [], {}
     for subnet in subnets:
         model.set_active_subnet(subnet)
@@ -125,10 +121,8 @@ def family_outputs(folder: Path, wave: torch.Tensor) -> Outputs:
     """What the transformers model in `folder` computes, loaded by transformers.
 
     Raises:
-        ConversionError: if transformers finds weights of the encoder missing.
+        WeightsError: if weights of the encoder are not what they should be (see `lighthubert_hf.loading`).
     """
-    model, info = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    if missing := info["missing_keys"]:
-        raise ConversionError(f"{folder}: transformers misses weights: {listed(map(str, missing))}")
-    out = stream_weights(model.eval(), model.state_dict())(wave, output_hidden_states=True)
+    model = load_encoder(folder, dtype=torch.float32)
+    out = stream_weights(model, model.state_dict())(wave, output_hidden_states=True)
     return Outputs(tuple(state[0] for state in out.hidden_states[1:-1]), out.last_hidden_state[0])

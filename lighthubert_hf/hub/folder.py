@@ -13,16 +13,17 @@ NAME/
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import ModelCard
-from safetensors import SafetensorError, safe_open
 
 from lighthubert_hf.files import read_object, write_text
 from lighthubert_hf.preprocessing import build_feature_extractor
+from lighthubert_hf.weights import check_finite, check_floating, stored_tensors, weight_files
 
 from .card import (
     FACTS_FILE,
@@ -36,7 +37,7 @@ from .card import (
 )
 from .output import REMEDY, written_beside
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG = "config.json"
 PREPROCESSOR, PROCESSOR, TOKENIZER = "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"
 README = "README.md"
 
@@ -86,7 +87,12 @@ def save_model_folder(
 
 
 def write_model(model, folder: Path, processor, max_shard_size: int | str) -> None:
-    """Weights, config and code, and the processor if there is one."""
+    """Weights, config and code, and the processor if there is one.
+
+    Raises:
+        WeightsError: if a weight is NaN or infinite.
+    """
+    check_finite(model.state_dict(), f"the {type(model).__name__} to be saved")
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     if processor is not None:
         processor.save_pretrained(folder)
@@ -228,25 +234,17 @@ def stored_parameters(folder: Path) -> int:
 
     Raises:
         FileNotFoundError: if there are no safetensors files, or some of the index are missing.
-        ValueError: if one cannot be read.
+        WeightsError: if one cannot be read, or holds integers.
     """
-    if (folder / INDEX).is_file():
-        names = sorted(set(read_object(folder / INDEX)["weight_map"].values()))
-    else:
-        names = [WEIGHTS]
     total = 0
-    for name in names:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}; save the model with `save_pretrained`, as safetensors")
-        try:
-            with safe_open(folder / name, framework="np") as weights:
-                for key in weights.keys():  # noqa: SIM118 (not a dict)
-                    size = 1
-                    for length in weights.get_slice(key).get_shape():
-                        size *= length
-                    total += size
-        except SafetensorError as error:
-            raise ValueError(f"{folder / name} is not a readable safetensors file: {error}") from None
+    for file in weight_files(folder):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{folder} has no {file.name}; save the model with `save_pretrained`, as safetensors"
+            )
+        tensors = stored_tensors(file)
+        check_floating({name: dtype for name, (dtype, _) in tensors.items()}, str(file))
+        total += sum(math.prod(shape) for _, shape in tensors.values())
     return total
 
 

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from lighthubert_hf.costs.profiling import Profile
-from lighthubert_hf.loading import load_whole
+from lighthubert_hf.loading import check_loads, load
 from lighthubert_hf.model.search_space import Subnet
 from lighthubert_hf.subnets import choose_subnet
 
@@ -147,6 +147,7 @@ def prepare(
         left_out = stage(folder, target, link=link, include=include)
         check_no_secrets(Path(folder), secret(token))  # what is left out, too: whoever keeps one there should know
         defaults = complete_folder(target, card, repo_id)
+        check_loads(folder)
     except (ValueError, FileNotFoundError) as error:  # of the copy, whose name says nothing
         kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
         raise kind(str(error).replace(str(target), str(folder))) from None
@@ -257,15 +258,11 @@ def load_supernet(supernet: str | Path, revision: str | None = None, token: str 
 
     Raises:
         FileNotFoundError: if it is in no folder and not on the Hub.
-        ValueError: if it is static.
+        ValueError: if it is static, or its weights are not what they should be (see `lighthubert_hf.loading`).
     """
     from lighthubert_hf.model.modeling_lighthubert import LightHubertModel
 
-    try:
-        model = load_whole(LightHubertModel, str(supernet), revision=revision, token=token)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(f"no supernet can be loaded from {supernet}: {reason}") from error
+    model = load(LightHubertModel, supernet, revision=revision, token=token).model
     if model.search_space is None:
         raise ValueError(f"{supernet} is static (its config has no search_space); give the supernet it is from")
-    return model.eval()
+    return model

@@ -197,7 +197,7 @@ def test_a_source_inside_a_run_is_called_by_the_run(model, tmp_path, place):
         ("config.json", "[]", ValueError, "must hold a JSON object"),
         ("config.json", '{"model_type": "bert"}', ValueError, "model_type 'bert' is not one of"),
         ("model.safetensors", None, FileNotFoundError, "has no model.safetensors"),
-        ("model.safetensors", "no weights", ValueError, "is not a readable safetensors file"),
+        ("model.safetensors", "no weights", ValueError, "is truncated or damaged"),
         ("model_card.json", '{"loss": "low"}', ValueError, "loss must be a finite number"),
         ("README.md", "---\na: [\n---\n", ValueError, "metadata of README.md is not valid"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, SearchSpace, Subnet
 from lighthubert_hf.costs.measuring import alternate
 from lighthubert_hf.costs.profiling import count_parameters, macs_per_second
+from lighthubert_hf.loading import load, load_encoder
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.distillation.objectives.lighthubert import LightHubertObjectiveSection
@@ -21,7 +22,7 @@ LATENCY_SECONDS = 5.0
 
 def score_stage(supernet: str, teacher: str, validation: dict[str, Any]) -> DistillationScore:
     """The distillation loss of the supernet's subnets on the validation split."""
-    model = LightHubertForPreTraining.from_pretrained(supernet)
+    model = load(LightHubertForPreTraining, supernet).model
     objective = LightHubertObjectiveSection(num_target_layers=NUM_TARGET_LAYERS)
     return distillation_score(model, teacher, [AudioSource(**validation)], objective=objective)
 
@@ -117,7 +118,7 @@ def save_subnets(
     from lighthubert_hf.hub.folder import save_model_folder
     from lighthubert_hf.hub.standalone import load_without_package
 
-    model = LightHubertModel.from_pretrained(supernet).eval()
+    model = load(LightHubertModel, supernet).model
     parent = Parent.read(supernet)
     folders = {}
     for pick in picks:
@@ -142,9 +143,8 @@ def save_subnets(
 def describe_models(teacher: str, folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
     """Parameters, MACs and measured time of the teacher and each saved subnet, timed in turn in one run."""
     import torch
-    from transformers import AutoModel
 
-    models = {name: AutoModel.from_pretrained(path).eval() for name, path in ({"teacher": teacher} | folders).items()}
+    models = {name: load_encoder(path) for name, path in ({"teacher": teacher} | folders).items()}
     audio = torch.randn(1, int(LATENCY_SECONDS * SAMPLING_RATE))
     with torch.inference_mode():
         runs = {name: lambda model=model: model(audio) for name, model in models.items()}

@@ -31,6 +31,7 @@ from lighthubert_hf.files import replacing_folder
 from lighthubert_hf.hub.card import CardFacts
 from lighthubert_hf.hub.folder import complete_folder
 from lighthubert_hf.training.runs.checkpoints import mark_complete
+from lighthubert_hf.weights import check_finite
 
 
 @dataclass
@@ -63,12 +64,17 @@ class TrainingState:
 
 
 def save_model(folder: Path, student: LightHubertForPreTraining, card: CardFacts) -> None:
-    """The model with all that belongs to a model folder (feature extractor, card), complete or not at all."""
+    """The model with all that belongs to a model folder (feature extractor, card), complete or not at all.
+
+    Raises:
+        WeightsError: A weight is NaN or infinite.
+    """
     with replacing_folder(folder) as new:
         _write_model(new, student, card)
 
 
 def _write_model(folder: Path, student: LightHubertForPreTraining, card: CardFacts) -> None:
+    check_finite(student.state_dict(), "the trained model")
     with _without_progress_bars():  # they would tear the training's own line
         student.save_pretrained(folder)
     complete_folder(folder, card)

@@ -16,6 +16,7 @@ from lighthubert_hf import LightHubertForPreTraining, Subnet
 from lighthubert_hf.extras import require, require_trackers
 from lighthubert_hf.hub.card import CardFacts, teacher_license
 from lighthubert_hf.hub.folder import load_facts
+from lighthubert_hf.loading import load
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.batching import AudioLoader, Batch, training_loader, validation_loader
 from lighthubert_hf.training.audio.sources import AudioSource
@@ -125,7 +126,7 @@ class _Run:
         # In full precision as long as the student copies it.
         encoder = load_teacher(recipe.teacher.model_copy(update={"dtype": "float32"}), recipe.seed)
         if resumed:
-            student = LightHubertForPreTraining.from_pretrained(resumed / "pretrained_model", dtype=torch.float32)
+            student = load(LightHubertForPreTraining, resumed / "pretrained_model", dtype=torch.float32).model
             if recipe.student.freeze_feature_encoder:
                 student.freeze_feature_encoder()
         else:

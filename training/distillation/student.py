@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, SearchSpace, Subnet
-from lighthubert_hf.loading import without_load_report
+from lighthubert_hf.loading import load
 from lighthubert_hf.model.elastic import ElasticLayerNorm
 from lighthubert_hf.subnets import choose_subnet
 
@@ -116,23 +116,19 @@ def _loaded(settings: StudentSection, target_size: int) -> LightHubertForPreTrai
             "name it as teacher.path with student.init=teacher"
         )
     config = _config(LightHubertConfig.from_dict(data).to_dict() | {"target_size": target_size}, settings)
-    with without_load_report():
-        student, info = LightHubertForPreTraining.from_pretrained(
-            settings.init,
-            config=config,
-            revision=settings.revision,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
     # A folder without a prediction head, or with one for another teacher, gets a new one; all else must be there.
-    absent = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
-    own_norms = {name for name in absent if ".per_width." in name}
+    loaded = load(
+        LightHubertForPreTraining,
+        settings.init,
+        config=config,
+        revision=settings.revision,
+        dtype=torch.float32,
+        may_be_new=lambda name: name == "prediction_head.weight" or ".per_width." in name,
+    )
+    student, own_norms = loaded.model, {name for name in loaded.absent if ".per_width." in name}
     for name, module in student.named_modules():
         if isinstance(module, ElasticLayerNorm) and any(key.startswith(f"{name}.per_width.") for key in own_norms):
             module.share_with_widths()
-    if absent := sorted(absent - own_norms - {"prediction_head.weight"}):
-        raise ValueError(f"student.init {settings.init!r} lacks fitting weights for {', '.join(absent[:3])}")
     return student
 
 

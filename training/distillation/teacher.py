@@ -5,12 +5,13 @@ import math
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch.nn import functional as F
-from transformers import AutoModel, HubertConfig, HubertModel, PreTrainedModel
+from transformers import HubertConfig, HubertModel, PreTrainedModel
 
 from lighthubert_hf import LightHubertModel
-from lighthubert_hf.loading import load_whole
+from lighthubert_hf.loading import load_encoder
 from lighthubert_hf.padding import is_padding_invariant
 from lighthubert_hf.training.distillation.objectives.base import TeacherOutput, TeacherRequest
+from lighthubert_hf.weights import WeightsError
 
 from .own_form import own_form
 from .recipe import TeacherSection
@@ -23,7 +24,7 @@ def load_teacher(settings: TeacherSection, seed: int = 0) -> PreTrainedModel:
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: `random_config` makes no HuBERT.
+        ValueError: `random_config` makes no HuBERT, or weights are not what they should be (see `loading`).
     """
     if settings.random_config is not None:
         try:
@@ -34,12 +35,11 @@ def load_teacher(settings: TeacherSection, seed: int = 0) -> PreTrainedModel:
             torch.manual_seed(seed)
             return HubertModel(config).to(DTYPES[settings.dtype])
     try:
-        return load_whole(AutoModel, settings.path, dtype=DTYPES[settings.dtype], revision=settings.revision)
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise FileNotFoundError(
+        return load_encoder(settings.path, settings.revision, dtype=DTYPES[settings.dtype])
+    except (FileNotFoundError, WeightsError) as error:
+        raise type(error)(
             f"teacher {settings.path!r} cannot be loaded; give a Hub id or a folder with config.json and weights "
-            f"({reason})"
+            f"({error})"
         ) from None
 
 

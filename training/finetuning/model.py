@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 
 from lighthubert_hf import LightHubertConfig  # from the package: that registers the Auto classes
 from lighthubert_hf.extras import require
-from lighthubert_hf.loading import without_load_report
+from lighthubert_hf.loading import load
 from lighthubert_hf.model.extraction import subnet_config
 from lighthubert_hf.model.search_space import Subnet
 from lighthubert_hf.subnets import choose_subnet
@@ -39,14 +39,16 @@ def build_model(
     subnet = _subnet(settings, config)
     if settings.from_scratch or settings.path is None:
         return auto_class.from_config(config if subnet is None else subnet_config(config, subnet))
-    load = auto_class if keep_head else AutoModel
-    with without_load_report():
-        loaded, report = load.from_pretrained(
-            settings.path, revision=settings.revision, config=config, dtype=torch.float32, output_loading_info=True
-        )
-    missing = {name for name in report["missing_keys"] if not name.endswith("masked_spec_embed")}
-    if missing:
-        raise ValueError(f"{settings.path} lacks {len(missing)} weights of its architecture, such as {min(missing)}")
+    # Models of other families are often published without the mask embedding; it is trained here, from a random one.
+    new = "" if config.model_type == "lighthubert" else "masked_spec_embed"
+    loaded = load(
+        auto_class if keep_head else AutoModel,
+        settings.path,
+        revision=settings.revision,
+        config=config,
+        dtype=torch.float32,
+        may_be_new=lambda name: bool(new) and name.endswith(new),
+    ).model
     if subnet is not None:
         loaded = loaded.extract_subnet(subnet)
     if keep_head:
