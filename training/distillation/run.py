@@ -215,7 +215,8 @@ class _Run:
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if result.skipped else 0
         self.log.step(state.step, result, lr, state.audio_seconds, state.skipped_steps)
         trim_every_so_often(state.step)
-        if state.skipped_in_a_row >= self.recipe.training.max_skipped_in_a_row:
+        training = self.recipe.training
+        if state.skipped_in_a_row >= min(training.max_skipped_in_a_row, training.steps):
             raise ValueError(
                 f"{state.skipped_in_a_row} steps in a row were not finite (up to step {state.step}); lower "
                 "optimizer.lr, or use training.mixed_precision=bf16 instead of fp16"

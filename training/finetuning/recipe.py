@@ -140,6 +140,7 @@ class FineTuningSection(Section):
     )
     mixed_precision: Literal["no", "bf16"] = "no"
     gradient_checkpointing: bool = False
+    max_skipped_in_a_row: PositiveInt = Field(100, description="stop after this many non-finite steps in a row")
     evaluate_every: PositiveInt | None = Field(None, description="steps; None: only at the end")
     early_stopping_patience: PositiveInt | None = Field(
         None, description="stop after this many evaluations without a better score; the best model is kept"

@@ -81,6 +81,8 @@ def describe_finetuning(metrics: dict[str, Any]) -> str:
     for name, scores in metrics["evaluation"].items():
         rates = [f"{key} {value:.1%}" for key, value in scores.items() if key not in ("loss", "examples")]
         lines.append(f"{name}: {', '.join(rates)} ({scores['examples']} utterances)")
+    if metrics["skipped_steps"]:
+        lines.append(f"{metrics['skipped_steps']} steps changed nothing: their gradients were not finite")
     if metrics["dropped"]:
         lines.append(f"{metrics['dropped']} training utterances were left out: {metrics['dropped_because']}")
     return "\n".join(lines)

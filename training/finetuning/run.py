@@ -1,6 +1,7 @@
 """Fine-tuning: from a recipe to a model folder with its scores."""
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -42,6 +43,7 @@ from lighthubert_hf.training.runs.run_folder import (
 )
 from lighthubert_hf.training.runs.start import say, start_line, stopped_line, warn_if_alone
 from lighthubert_hf.training.runs.stopping import StopRequest
+from lighthubert_hf.weights import check_finite
 
 from .classification import ClassificationFineTuning
 from .ctc import CtcFineTuning
@@ -49,6 +51,7 @@ from .diarization import DiarizationFineTuning
 from .model import Thawing, add_lora, build_model, freeze
 from .recipe import CtcRecipe, FineTuningRecipe
 from .results import save_results
+from .skipping import NonFiniteSteps
 from .task import FineTuningTask
 from .trainer import SpeechTrainer, Stopping, load_data_states
 from .verification import VerificationFineTuning
@@ -83,16 +86,17 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
 
     Returns:
         `{"model": folder, "task": str, "parameters": int, "steps": int, "seconds": float, "training_minutes": float,
-        "dropped": int, "dropped_because": str, "left_out": {set: {reason: int}},
+        "dropped": int, "dropped_because": str, "left_out": {set: {reason: int}}, "skipped_steps": int,
         "evaluation": {set: {score: share, "loss", "examples"}}}`; the scores are `cer` and
         `wer`, `accuracy`, `eer` (without a loss: the speakers are new), or `der`. `dropped` counts training utterances
         that are not learnt from, `left_out` rows of each set that were not used at all (broken, unlabelled, too short,
-        too long). A recogniser's `vocabulary` says its size, how often each unit stands in the transcripts, and the
-        share and kinds of characters it does not know. All this is also in `metrics.json`, from where a finished run
-        has it.
+        too long), `skipped_steps` steps whose gradients were not finite. A recogniser's `vocabulary` says its size,
+        how often each unit stands in the transcripts, and the share and kinds of characters it does not know. All
+        this is also in `metrics.json`, from where a finished run has it.
 
     Raises:
-        ValueError: if the recipe does not fit the data, the model, or the run that `output_dir` holds.
+        ValueError: if the recipe does not fit the data, the model, or the run that `output_dir` holds; if too many
+            steps in a row, the weights in the end, or their scores are not finite.
     """
     _check_packages(recipe)
     task = TASKS[recipe.task](recipe)
@@ -121,6 +125,7 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
         result = _train(trainer, recipe, checkpoint, shown=not quiet)
         if recipe.lora is not None:
             trainer.model = model = model.merge_and_unload()
+        check_finite(model.state_dict(), "the fine-tuned model")
         metrics = {
             "model": str(model_folder),
             "task": recipe.task,
@@ -134,11 +139,13 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
             ),
             "left_out": speech.left_out,
             **task.facts,
+            "skipped_steps": trainer.non_finite_steps.skipped,
             "evaluation": {
                 name: {**task.final_scores(trainer, name, examples), "examples": len(examples)}
                 for name, examples in speech.evaluation.items()
             },
         }
+        _check_scores(metrics["evaluation"])
         if arguments.process_index == 0:
             save_results(task, model, metrics)
             if recipe.hub is not None:
@@ -158,6 +165,15 @@ def _check_packages(recipe: FineTuningRecipe) -> None:
         require("peft", what="lora")
     if isinstance(recipe, CtcRecipe) and recipe.decoding.language_model is not None:
         require("lm", what="a language model")
+
+
+def _check_scores(evaluation: dict[str, dict[str, float]]) -> None:
+    for name, scores in evaluation.items():
+        if wrong := [key for key, value in scores.items() if not math.isfinite(value)]:
+            raise ValueError(
+                f"the fine-tuned model does not work: its {', '.join(wrong)} on {name} is not finite; lower "
+                "optimizer.lr"
+            )
 
 
 def _train(trainer: SpeechTrainer, recipe: FineTuningRecipe, checkpoint: Path | None, shown: bool) -> TrainOutput:
@@ -390,7 +406,7 @@ def _arguments(task: FineTuningTask, quiet: bool) -> TrainingArguments:
 
 
 def _callbacks(recipe: FineTuningRecipe) -> list[TrainerCallback]:
-    callbacks = []
+    callbacks: list[TrainerCallback] = [NonFiniteSteps(recipe.training.max_skipped_in_a_row)]
     if recipe.freezing.thaws:
         callbacks.append(Thawing(recipe.freezing))
     if recipe.training.early_stopping_patience is not None:

@@ -17,11 +17,18 @@ from lighthubert_hf.training.audio.batching import Batch
 from lighthubert_hf.training.audio.examples import SpeechExample
 from lighthubert_hf.training.audio.padding import batches_of_similar_length, seconds_together
 from lighthubert_hf.training.recipes.sections import ScheduleSection
-from lighthubert_hf.training.runs.checkpoints import checkpoint_folder, mark_complete, num_processes_of, rotate
+from lighthubert_hf.training.runs.checkpoints import (
+    check_complete,
+    checkpoint_folder,
+    mark_complete,
+    num_processes_of,
+    rotate,
+)
 from lighthubert_hf.training.runs.schedule import make_scheduler
 from lighthubert_hf.training.runs.stopping import StopRequest
 
 from .model import head_parameters
+from .skipping import NonFiniteSteps
 
 ScoredRow = tuple[Any, ...]
 
@@ -76,6 +83,15 @@ class SpeechTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.keep_checkpoints, self._saving = keep_checkpoints, None
         self.add_callback(_OwnBest())
+
+    @property
+    def non_finite_steps(self) -> NonFiniteSteps:
+        return next(one for one in self.callback_handler.callbacks if isinstance(one, NonFiniteSteps))
+
+    def _load_best_model(self) -> None:
+        if self.args.process_index == 0:
+            check_complete(Path(self.state.best_model_checkpoint))
+        super()._load_best_model()
 
     def _get_output_dir(self, trial) -> str:
         return super()._get_output_dir(trial) if self._saving is None else self._saving

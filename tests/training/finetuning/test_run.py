@@ -1,9 +1,11 @@
 """From a recipe to a recogniser: every kind of start, freezing, resuming, early stopping, adapters, publishing."""
 
+import copy
 import json
 import math
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from lighthubert_hf.training.finetuning.model import Thawing, build_model
 from lighthubert_hf.training.finetuning.processors import build_processor, characters
 from lighthubert_hf.training.finetuning.recipe import CtcRecipe, FreezingSection, PretrainedSection
 from lighthubert_hf.training.finetuning.run import finetune
+from lighthubert_hf.training.finetuning.skipping import NonFiniteSteps
 from lighthubert_hf.training.runs.checkpoints import latest_checkpoint
 from lighthubert_hf.training.synthetic.speech import synthesise_corpus
 
@@ -393,6 +396,18 @@ class TestResume:
         assert latest_checkpoint(checkpoints).name == "step-00000002"
         assert finetune(recipe, quiet=True)["steps"] == 6
 
+    @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
+    def test_a_damaged_checkpoint_is_named_and_the_one_before_used(self, corpus, tmp_path, caplog, name):
+        recipe = self.recipe(corpus, tmp_path / "run")
+        self.run_until(5, recipe)
+        file = tmp_path / "run" / "checkpoints" / "step-00000004" / name
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content) if name != "scheduler.pt" else file.unlink()
+        with caplog.at_level("WARNING"):
+            self.run_until(3, recipe)  # goes on from step 2
+        assert any("step-00000004" in line and name in line and "step-00000002" in line for line in caplog.messages)
+
     def test_another_recipe_is_refused_unless_it_starts_over(self, corpus, tmp_path):
         self.run_until(3, self.recipe(corpus, tmp_path / "run"))
         other = self.recipe(corpus, tmp_path / "run", seed=1)
@@ -440,6 +455,76 @@ class TestResume:
         assert latest_checkpoint(checkpoint.parent) == checkpoint
         resumed = finetune(recipe, quiet=True)
         assert_equal(weights(whole["model"]), weights(resumed["model"]))
+
+
+class TestNotFinite:
+    """Gradients that are NaN or infinite, as a learning rate or a recording that is far too large makes them."""
+
+    @staticmethod
+    @pytest.fixture
+    def poison(monkeypatch):
+        """`poison(steps)`: the gradients of these steps become infinite or NaN, in one weight."""
+
+        def make(steps):
+            train = CtcTrainer.training_step
+
+            def training_step(self, model, *args, **kwargs):
+                loss = train(self, model, *args, **kwargs)
+                if self.state.global_step in steps:
+                    gradient = next(p.grad for p in reversed(list(model.parameters())) if p.grad is not None)
+                    gradient.view(-1)[0] = float("nan" if self.state.global_step % 2 else "inf")
+                return loss
+
+            monkeypatch.setattr(CtcTrainer, "training_step", training_step)
+
+        return make
+
+    def test_such_a_step_is_skipped_and_counted_across_interruptions(self, corpus, tmp_path, poison):
+        poison({1, 2, 4})
+        whole = finetune(TestResume.recipe(corpus, tmp_path / "whole"), quiet=True)
+        assert whole["skipped_steps"] == 3 and whole["steps"] == 6
+        assert all(tensor.isfinite().all() for tensor in weights(whole["model"]).values())
+        recipe = TestResume.recipe(corpus, tmp_path / "broken")
+        TestResume.run_until(5, recipe)
+        resumed = finetune(recipe, quiet=True)
+        assert resumed["skipped_steps"] == 3
+        assert_equal(weights(whole["model"]), weights(resumed["model"]))
+
+    def test_it_changes_neither_weights_nor_moments(self):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5, fused=True)
+        steps, state = NonFiniteSteps(5), SimpleNamespace(max_steps=10, global_step=0)
+
+        def step(scale):
+            (model(torch.randn(4, 3)).sum() * scale).backward()
+            steps.on_pre_optimizer_step(None, state, None, optimizer=optimizer)
+            optimizer.step()
+            optimizer.zero_grad()
+            return copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
+
+        before = step(1.0)
+        after = step(float("nan"))
+        torch.testing.assert_close(after, before, rtol=0, atol=0)
+        assert (steps.skipped, steps.in_a_row) == (1, 1)
+        assert not torch.equal(step(1.0)[0]["weight"], before[0]["weight"]) and steps.in_a_row == 0
+
+    @pytest.mark.parametrize(("limit", "ended_at"), [(2, 4), (100, 6)])
+    def test_too_many_of_them_end_the_run_without_a_model(self, corpus, tmp_path, poison, limit, ended_at):
+        poison({2, 3} if limit == 2 else range(6))
+        training = {"steps": 6, "max_skipped_in_a_row": limit}
+        with pytest.raises(ValueError, match=rf"{limit if limit == 2 else 6} steps in a row .*up to step {ended_at}"):
+            finetune(make_recipe(corpus, tmp_path / "run", training=training), quiet=True)
+        assert not (tmp_path / "run" / "model").exists()
+
+    def test_weights_that_are_not_finite_are_no_result(self, corpus, tmp_path, monkeypatch):
+        def end(self, args, state, control, model=None, **kwargs):
+            model.lm_head.bias.data[0] = float("nan")
+
+        monkeypatch.setattr(NonFiniteSteps, "on_train_end", end)
+        with pytest.raises(ValueError, match=r"fine-tuned model has NaN .*lm_head\.bias"):
+            finetune(make_recipe(corpus, tmp_path / "run"), quiet=True)
+        assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_early_stopping_stops_and_keeps_the_best(corpus, tmp_path, monkeypatch):
