@@ -460,9 +460,8 @@ class TestResume:
 class TestNotFinite:
     """Gradients that are NaN or infinite, as a learning rate or a recording that is far too large makes them."""
 
-    @staticmethod
     @pytest.fixture
-    def poison(monkeypatch):
+    def poison(self, monkeypatch):
         """`poison(steps)`: the gradients of these steps become infinite or NaN, in one weight."""
 
         def make(steps):
