@@ -1,11 +1,13 @@
 """The whole loop: from a recipe to a model folder."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.utils import is_wandb_available
+from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel
 
 from lighthubert_hf import LightHubertForPreTraining, LightHubertModel, SearchSpace
@@ -13,6 +15,7 @@ from lighthubert_hf.training.distillation.progress import read_log
 from lighthubert_hf.training.distillation.recipe import DistillationRecipe
 from lighthubert_hf.training.distillation.run import distill
 from lighthubert_hf.training.recipes.loading import load_recipe, shipped_recipes
+from lighthubert_hf.weights import WeightsError
 
 
 def losses(recipe) -> list[float]:
@@ -106,6 +109,57 @@ def test_endless_failure_stops(tiny_recipe, monkeypatch):
     monkeypatch.setattr(TrainingStep, "run", poisoned)
     with pytest.raises(ValueError, match=r"3 steps in a row were not finite \(up to step 3\); lower optimizer.lr"):
         distill(recipe, show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("complete.json", lambda content: b""),
+        ("pretrained_model/model.safetensors", lambda content: bytes(len(content))),
+        ("training_state/optimizer.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 64])),
+        ("training_state/trainer.json", None),
+    ],
+)
+def test_a_damaged_checkpoint_changes_no_result(tiny_recipe, caplog, name, damage):
+    recipe = tiny_recipe()
+    model = distill(recipe, show_progress=False)
+    expected, log = load_file(model / "model.safetensors"), losses(recipe)
+    shutil.rmtree(model)
+    file = model.parent / "checkpoints" / "step-00000006" / name
+    file.write_bytes(damage(file.read_bytes())) if damage else file.unlink()
+    with caplog.at_level("WARNING"):
+        distill(recipe, show_progress=False)
+    assert any("step-00000006" in line and name in line and "step-00000004" in line for line in caplog.messages)
+    found = load_file(model / "model.safetensors")
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+    assert losses(recipe) == log
+    shutil.rmtree(model)
+    for mark in model.parent.glob("checkpoints/*/complete.json"):
+        mark.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be gone on from.*--overwrite"):
+        distill(recipe, show_progress=False)
+    assert not model.exists()
+
+
+def test_weights_that_are_not_finite_are_no_result(tiny_recipe, monkeypatch):
+    from lighthubert_hf.training.distillation.step import TrainingStep
+
+    run = TrainingStep.run
+
+    def overflowing(self, step, *args):
+        result = run(self, step, *args)
+        if step == 2:
+            self.parameters[0].data.view(-1)[0] = float("inf")
+        return result
+
+    recipe = tiny_recipe(training={"steps": 3}, checkpoint={"every": 2})
+    monkeypatch.setattr(TrainingStep, "run", overflowing)
+    with pytest.raises(WeightsError, match="trained model has NaN or infinite values in 1 weights") as error:
+        distill(recipe, show_progress=False)
+    assert "\n" not in str(error.value)
+    output = Path(recipe.output_dir)
+    assert not (output / "model").exists()
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-00000002"]
 
 
 def test_trackers_only_if_asked_for(tiny_recipe, make_recipe, tmp_path):
