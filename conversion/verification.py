@@ -76,7 +76,8 @@ def supernet_outputs(folder: Path, subnets, weights: Mapping[str, torch.Tensor],
         WeightsError: if it does not load as it was written.
     """
     head = "prediction_head.weight" in weights
-    model = load(LightHubertForPreTraining if head else LightHubertModel, folder, dtype=torch.float32).model
+    cls = LightHubertForPreTraining if head else LightHubertModel
+    model = load(cls, folder, dtype=torch.float32, read_values=False).model  # they have just been written, one by one
     model = stream_weights(model, weights)
     base, found, front_ends = model.base_model, [], {}
     for subnet in subnets:
