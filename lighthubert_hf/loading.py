@@ -67,10 +67,15 @@ def load(
 
     Raises:
         FileNotFoundError: There is no such model.
+        ValueError: Its config describes no model, or one that is no `cls`.
         WeightsError: Weights are missing, of another shape, left over, twice there, integers or not finite, or their
             file is damaged.
     """
     name = str(name)
+    if "config" not in options:
+        kind, own = _config(name, revision, token).model_type, getattr(cls, "config_class", None)
+        if own is not None and kind != own.model_type:
+            raise ValueError(f"{name} is a {kind} model, not a {own.model_type}")
     model, report = _from_pretrained(cls, name, revision=revision, token=token, **options)
     revision = getattr(model.config, "_commit_hash", None) or revision
     files = _files(name, revision, token)
@@ -180,14 +185,19 @@ def on_device(model: "PreTrainedModel", device: str | None) -> "PreTrainedModel"
     return model if device is None else model.to(choose_device(device))
 
 
-def _config(name: str | Path, revision: str | None = None) -> "PreTrainedConfig":
+def _config(name: str | Path, revision: str | None = None, token: str | bool | None = None) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
     from .auto import register
 
     register()
     with _errors_named(str(name)):
-        return AutoConfig.from_pretrained(name, revision=revision)
+        try:
+            return AutoConfig.from_pretrained(name, revision=revision, token=token)
+        except OSError:
+            raise
+        except Exception as error:  # whatever a config of any content trips over
+            raise ValueError(f"{name}: config.json describes no model ({_reason(error)})") from None
 
 
 def _from_pretrained(cls: Any, name: str, **options: Any) -> tuple["PreTrainedModel", dict[str, Any]]:
@@ -200,9 +210,11 @@ def _from_pretrained(cls: Any, name: str, **options: Any) -> tuple["PreTrainedMo
         except SafetensorError as error:
             for path, called in _files(name, options.get("revision"), options.get("token")).items():
                 stored_tensors(path, called)  # names the one that is damaged
-            raise WeightsError(f"the weights of {name} cannot be read ({_first_line(error)}); {_AGAIN}") from None
+            raise WeightsError(f"the weights of {name} cannot be read ({_reason(error)}); {_AGAIN}") from None
         except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError) as error:
-            raise WeightsError(f"the weights of {name} cannot be read ({_first_line(error)}); {_AGAIN}") from None
+            raise WeightsError(f"the weights of {name} cannot be read ({_reason(error)}); {_AGAIN}") from None
+        except (ValueError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
+            raise ValueError(f"{name}: no model can be made of config.json ({_reason(error)})") from None
 
 
 @contextmanager
@@ -211,12 +223,15 @@ def _errors_named(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         what = "folder" if Path(name).is_dir() else "folder, and no Hub id that can be reached"
-        raise FileNotFoundError(
-            f"no model can be loaded from {name}: no complete {what} ({_first_line(error)})"
-        ) from None
+        raise FileNotFoundError(f"no model can be loaded from {name}: no complete {what} ({_reason(error)})") from None
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """What a library's error says, in one line."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    if isinstance(error, StrictDataclassError):  # in whose first line stands only which field it is
+        return " ".join(str(error).split())
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

@@ -197,11 +197,6 @@ def test_settings_of_a_search_before_anything_is_loaded(place, refused, argument
     refused("search", "no-supernet", "out", "--teacher", "no-teacher", "--data", "x", *arguments, name="must be at")
 
 
-# Damaged models are named by the loading itself, of which not every command's is in one place yet.
-loading = pytest.mark.xfail(
-    strict=False, reason="some commands let the errors of transformers and safetensors through"
-)
-
 MODELS = {
     "cut": lambda file: file.write_bytes(file.read_bytes()[:-100]),
     "half a header": lambda file: file.write_bytes(file.read_bytes()[:50]),
@@ -224,7 +219,6 @@ COMMANDS = {
 }
 
 
-@loading
 @pytest.mark.parametrize("damage", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_weights(place, refused, command, damage):
@@ -241,7 +235,6 @@ CONFIGS = TEXTS | {
 }
 
 
-@loading
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_configs(place, refused, command, config):

@@ -184,16 +184,19 @@ def read_original_config(
         raise ConversionError(f"the checkpoint cannot be this supernet: {first_line(error)}") from None
 
 
-def write_config(config: LightHubertConfig, *, do_normalize: bool, sampling_rate: int, names) -> dict[str, dict]:
+def write_config(
+    config: LightHubertConfig, *, do_normalize: bool, sampling_rate: int, names, where: str
+) -> dict[str, dict]:
     """`cfg` of a file that the original loads. Settings that only mattered to its training get its defaults.
 
     Args:
         names: our names of the weights.
+        where: what to call the model in messages.
 
     Raises:
         ConversionError: if the original cannot hold such a model.
     """
-    _check_expressible(config)
+    _check_expressible(config, where)
     space = SearchSpace.from_dict(config.search_space)
     stage_1 = space == SearchSpace.base() and Subnet.from_dict(config.default_subnet) == space.largest()
     layers = zip(config.conv_dim, config.conv_kernel, config.conv_stride)
@@ -216,7 +219,7 @@ def write_config(config: LightHubertConfig, *, do_normalize: bool, sampling_rate
     return {"model": model, "task": {"normalize": do_normalize, "sample_rate": sampling_rate}}
 
 
-def _check_expressible(config: LightHubertConfig) -> None:
+def _check_expressible(config: LightHubertConfig, where: str) -> None:
     reasons = {
         f"{config.num_hidden_layers} layers, not 12": config.num_hidden_layers != 12,
         f"heads of {config.head_dim} channels, not 64": config.head_dim != 64,
@@ -234,4 +237,4 @@ def _check_expressible(config: LightHubertConfig) -> None:
     }
     found = [reason for reason, applies in reasons.items() if applies]
     if found:
-        raise ConversionError(f"the original cannot run a model with {'; '.join(found)}")
+        raise ConversionError(f"{where}: the original cannot run a model with {'; '.join(found)}")

@@ -61,7 +61,11 @@ def write_original(layout: Layout, path: Path) -> tuple[dict, int]:
     config = layout.config
     shapes = check_layout(layout)
     cfg = write_config(
-        config, do_normalize=layout.do_normalize, sampling_rate=layout.sampling_rate, names=layout.names
+        config,
+        do_normalize=layout.do_normalize,
+        sampling_rate=layout.sampling_rate,
+        names=layout.names,
+        where=layout.weights.where,
     )
     style = {"num_hidden_layers": config.num_hidden_layers, "feat_extract_norm": config.feat_extract_norm}
     # Each tensor is copied: in a safetensors file all share one storage, which torch.save would keep together.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 
 from lighthubert_hf.costs.profiling import Profile
@@ -148,9 +148,10 @@ def prepare(
         check_no_secrets(Path(folder), secret(token))  # what is left out, too: whoever keeps one there should know
         defaults = complete_folder(target, card, repo_id)
         check_loads(folder)
-    except (ValueError, FileNotFoundError) as error:  # of the copy, whose name says nothing
-        kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
-        raise kind(str(error).replace(str(target), str(folder))) from None
+    except (ValueError, FileNotFoundError, StrictDataclassError) as error:  # of the copy, whose name says nothing
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        message = " ".join(str(error).split()).replace(str(target), str(folder))
+        raise kind(message if str(folder) in message else f"{folder}: {message}") from None
     check_no_secrets(target, secret(token))
     return left_out, defaults
 
