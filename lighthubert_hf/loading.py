@@ -127,7 +127,8 @@ def load_lighthubert(name: str, revision: str | None = None) -> "LightHubertPreT
     known = [one for one in lighthubert_hf.__all__ if one.startswith("LightHubert") and one != "LightHubertConfig"]
     if architecture not in known:
         raise ValueError(f"{name}: its config names the architecture {architecture!r}; known are {', '.join(known)}")
-    return load(getattr(lighthubert_hf, architecture), name, revision=revision).model
+    model: Any = load(getattr(lighthubert_hf, architecture), name, revision=revision).model
+    return model
 
 
 def check_loads(folder: str | Path) -> None:
