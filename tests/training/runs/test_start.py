@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
-from lighthubert_hf.training.runs.start import start_line
+from lighthubert_hf.training.runs.start import start_line, warn_if_alone
 
 PROGRAM = """
 import logging
@@ -28,6 +29,25 @@ def launched(tmp_path, *launcher: str) -> str:
     return done.stderr
 
 
+@pytest.mark.parametrize(
+    ("environment", "num_processes", "noticed"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, 1, True),  # accelerate, of 2 processes
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, 1, False),  # accelerate, of 1
+        ({"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "RANK": "0"}, 2, False),  # torchrun
+        ({}, 1, False),
+    ],
+)
+def test_what_launchers_leave_in_the_environment(monkeypatch, caplog, environment, num_processes, noticed):
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    warn_if_alone(num_processes)
+    assert ("was asked for several processes but started this one only" in caplog.text) is noticed
+
+
+@pytest.mark.slow  # the launchers themselves: four programs that import torch
 def test_a_launcher_that_starts_one_process_of_several_is_noticed(tmp_path):
     accelerate = ("accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_machines", "1")
     said = launched(tmp_path, *accelerate, "--num_processes", "2")
