@@ -18,7 +18,7 @@ from lighthubert_hf import LightHubertForCTC, LightHubertForSequenceClassificati
 from lighthubert_hf.extras import require
 from lighthubert_hf.files import scratch_folder
 from lighthubert_hf.loading import load
-from lighthubert_hf.model.feature_encoder import receptive_field
+from lighthubert_hf.model.front_end import receptive_field
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 from .checkpoints.errors import ConversionError, first_line, listed

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 
-from .model.feature_encoder import conv_output_lengths, receptive_field
+from .model.front_end import conv_output_lengths, receptive_field
 
 APPROXIMATE_OVERLAP_SECONDS = 5.0
 

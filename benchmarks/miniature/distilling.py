@@ -187,7 +187,7 @@ def _supernet(shop: Workshop) -> dict[str, Any]:
     return {
         "init": "teacher",
         "search_space": shop.architecture.search_space.to_dict(),
-        "freeze_feature_encoder": True,
+        "freeze_front_end": True,
     }
 
 
@@ -196,15 +196,15 @@ def _new(shop: Workshop, part: str, like: dict[str, Any]) -> dict[str, Any]:
     folder = shop.folder(f"{part}-start")
     if not folder.exists():
         encoder = load_teacher(TeacherSection(path=str(shop.teacher)))
-        random_start = StudentSection(**like | {"init": "random", "freeze_feature_encoder": False})
+        random_start = StudentSection(**like | {"init": "random", "freeze_front_end": False})
         student = build_student(random_start, encoder, shop.seed)
         student.lighthubert.feature_extractor.load_state_dict(encoder.feature_extractor.state_dict())
         _save(student, folder)
-    return {"init": str(folder), "freeze_feature_encoder": True}
+    return {"init": str(folder), "freeze_front_end": True}
 
 
 def _from(shop: Workshop, part: str) -> dict[str, Any]:
-    return {"init": str(shop.folder(part) / "model"), "freeze_feature_encoder": True}
+    return {"init": str(shop.folder(part) / "model"), "freeze_front_end": True}
 
 
 def _save(model: LightHubertForPreTraining, folder: Path) -> None:

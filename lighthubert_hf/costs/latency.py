@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from lighthubert_hf.files import read_object, write_json
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 from lighthubert_hf.model.extraction import subnet_config
-from lighthubert_hf.model.feature_encoder import FeatureEncoder
+from lighthubert_hf.model.front_end import FrontEnd
 from lighthubert_hf.model.modeling_lighthubert import LightHubertModel
 from lighthubert_hf.model.search_space import SearchSpace, Subnet
 from lighthubert_hf.preprocessing import SAMPLING_RATE
@@ -263,9 +263,9 @@ class _Measurement:
             return LightHubertModel(subnet_config(self._config, subnet)).eval()
         return self._supernet.extract_subnet(subnet).eval()
 
-    def _build_front_end(self, channels: tuple[int, ...]) -> FeatureEncoder:
+    def _build_front_end(self, channels: tuple[int, ...]) -> FrontEnd:
         subnet = replace(Subnet.from_dict(self._config.default_subnet), conv_dim=channels)
-        return FeatureEncoder(subnet_config(self._config, subnet)).eval().to(self._input)
+        return FrontEnd(subnet_config(self._config, subnet)).eval().to(self._input)
 
     @torch.inference_mode()
     def table(self, rounds: int, progress: bool) -> LatencyTable:

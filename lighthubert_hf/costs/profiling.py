@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
-from lighthubert_hf.model.feature_encoder import conv_output_lengths, receptive_field
+from lighthubert_hf.model.front_end import conv_output_lengths, receptive_field
 from lighthubert_hf.model.search_space import Subnet
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 

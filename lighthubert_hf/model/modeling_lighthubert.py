@@ -39,7 +39,7 @@ from .elastic import ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d, W
 from .fast_encoder import encode_by_length
 from .fast_linear import activate, can_multiply, multiply
 from .fast_paths import is_recorded
-from .feature_encoder import FeatureEncoder, Lengths, conv_layer_norm, conv_output_lengths, receptive_field
+from .front_end import FrontEnd, Lengths, conv_layer_norm, conv_output_lengths, receptive_field
 from .search_space import SearchSpace, Subnet, ffn_ranges, kept_layers
 
 
@@ -482,7 +482,7 @@ class LightHubertModel(LightHubertPreTrainedModel):
 
     def __init__(self, config: LightHubertConfig):
         super().__init__(config)
-        self.feature_extractor = FeatureEncoder(config)
+        self.feature_extractor = FrontEnd(config)
         self.feature_projection = LightHubertFeatureProjection(config)
         self.masked_spec_embed = nn.Parameter(torch.empty(config.hidden_size).uniform_())
         self.encoder = LightHubertEncoder(config)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lighthubert_hf import LightHubertForCTC, LightHubertForPreTraining, LightHubertModel, Subnet
 from lighthubert_hf.model.elastic import ElasticConv1d, ElasticGroupNorm, ElasticLayerNorm
-from lighthubert_hf.model.feature_encoder import FeatureEncoder
+from lighthubert_hf.model.front_end import FrontEnd
 
 from ..precision import assert_as_exact, in_double
 from ..tiny import TINY_SPACE
@@ -48,7 +48,7 @@ def batch(waveforms):
 @pytest.fixture
 def plainly(monkeypatch):
     """Makes the layers of the front end run as modules."""
-    return lambda: monkeypatch.setattr(FeatureEncoder, "_is_as_built", lambda *args: False)
+    return lambda: monkeypatch.setattr(FrontEnd, "_is_as_built", lambda *args: False)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lighthubert_hf.model.feature_encoder import receptive_field
+from lighthubert_hf.model.front_end import receptive_field
 from lighthubert_hf.padding import is_padding_invariant
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 

@@ -203,7 +203,7 @@ def _ctc_recipe(output: Path, model: Path, settings: DemoSettings, train, held_o
     from lighthubert_hf.training.finetuning.recipe import CtcRecipe
 
     if kind == "distilled":  # what was learnt is left alone until the head can read it
-        freezing = {"freeze": "feature_encoder", "head_only_steps": settings.ctc_steps * 2 // 5}
+        freezing = {"freeze": "front_end", "head_only_steps": settings.ctc_steps * 2 // 5}
     else:
         freezing = {"freeze": "none"}
     return CtcRecipe.model_validate(

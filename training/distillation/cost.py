@@ -79,7 +79,7 @@ def count_cost(recipe: DistillationRecipe) -> TrainingCost:
                 features = student.lighthubert.extract_features(audio)
             encoders += _flop(lambda: _encode(student, features, runs_layers))  # noqa: B023 (called at once)
     passes = 3
-    if recipe.student.freeze_feature_encoder:  # without a choice of channels it is the teacher's, which runs anyway
+    if recipe.student.freeze_front_end:  # without a choice of channels it is the teacher's, which runs anyway
         passes = 1 if student.config.has_elastic_front_end else 0
     return TrainingCost(
         teacher_flop / _SECONDS, passes * front_ends / len(steps) / _SECONDS, 3 * encoders / len(steps) / _SECONDS

@@ -12,7 +12,7 @@ from .student import lighthubert_fields
 def own_form(model: PreTrainedModel) -> LightHubertModel | None:
     """The `LightHubertModel` that computes what `model` does in evaluation, on valid frames; it shares its weights.
 
-    Rows of a padded batch come out as each would alone, with a group-norm extractor too, which transformers' own
+    Rows of a padded batch come out as each would alone, with a group-norm front end too, which transformers' own
     classes do not manage.
 
     `None` where there is none: another family, a subclass, adapter layers, a config of which we cannot do something.

@@ -81,15 +81,15 @@ class StudentSection(Section):
     subnet: Literal["smallest", "default", "largest"] | SubnetSection | None = Field(
         None, description="train only this subnet, extracted from `init` beforehand"
     )
-    freeze_feature_encoder: bool = False
+    freeze_front_end: bool = False
     order_channels_on: PositiveFloat | None = Field(
         None, description="seconds of training audio on which the front end's channels are ordered by importance first"
     )
 
     @checked(mode="after")
     def _nothing_random_is_frozen(self):
-        if self.freeze_feature_encoder and self.init == "random":
-            raise ValueError("student.freeze_feature_encoder would keep a random front end: set student.init=teacher")
+        if self.freeze_front_end and self.init == "random":
+            raise ValueError("student.freeze_front_end would keep a random front end: set student.init=teacher")
         return self
 
 
@@ -230,8 +230,8 @@ class DistillationRecipe(Recipe):
             raise ValueError("objective armhubert learns from masked audio: give the section masking")
         if self.objective.name == "lighthubert" and self.masking is None and not self.objective.unmasked_weight:
             raise ValueError("without masking no frame counts: set objective.unmasked_weight above 0")
-        if self.objective.name == "front_end" and self.student.freeze_feature_encoder:
-            raise ValueError("objective front_end trains the front end: set student.freeze_feature_encoder=false")
+        if self.objective.name == "front_end" and self.student.freeze_front_end:
+            raise ValueError("objective front_end trains the front end: set student.freeze_front_end=false")
         if self.objective.name == "front_end" and self.masking is not None:
             raise ValueError("objective front_end learns from unmasked audio: set masking to null")
         if self.validation and not self.validation.sources and self.data.synthetic_minutes is None:

@@ -127,7 +127,7 @@ class _Run:
         encoder = load_teacher(recipe.teacher.model_copy(update={"dtype": "float32"}), recipe.seed)
         if resumed:
             student = load(LightHubertForPreTraining, resumed / "pretrained_model", dtype=torch.float32).model
-            if recipe.student.freeze_feature_encoder:
+            if recipe.student.freeze_front_end:
                 student.freeze_feature_encoder()
         else:
             student = build_student(recipe.student, encoder, recipe.seed)

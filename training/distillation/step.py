@@ -68,7 +68,7 @@ class StepResult:
 class DistillationModel:
     """Teacher, student and objective, and how they meet on a batch; shared by training and evaluation.
 
-    A frozen front end with the teacher's weights (`init: teacher`, `freeze_feature_encoder: true`) is not run again:
+    A frozen front end with the teacher's weights (`init: teacher`, `freeze_front_end: true`) is not run again:
     the student reads the teacher's features.
     """
 

@@ -59,7 +59,7 @@ def build_student(settings: StudentSection, teacher: PreTrainedModel, seed: int)
             student = _loaded(settings, teacher.config.hidden_size)
     if settings.subnet is not None:
         student = extracted(student, settings)
-    if settings.freeze_feature_encoder:
+    if settings.freeze_front_end:
         student.freeze_feature_encoder()
     return student
 

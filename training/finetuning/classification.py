@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForAudioClassification, PretrainedConfig, PreTrainedModel
 
 from lighthubert_hf.metrics import Accuracy, AllSlotsAccuracy
-from lighthubert_hf.model.feature_encoder import conv_output_lengths
+from lighthubert_hf.model.front_end import conv_output_lengths
 from lighthubert_hf.training.audio.batching import Batch
 from lighthubert_hf.training.audio.examples import SpeechExample
 from lighthubert_hf.training.audio.padding import pad_waveforms, shortest_input

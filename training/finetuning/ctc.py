@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCTC, PretrainedConfig, PreTrainedModel, Wav2Vec2Processor
 
 from lighthubert_hf.metrics import CharacterErrorRate, WordErrorRate
-from lighthubert_hf.model.feature_encoder import conv_output_lengths
+from lighthubert_hf.model.front_end import conv_output_lengths
 from lighthubert_hf.training.audio.batching import Batch
 from lighthubert_hf.training.audio.examples import SpeechExample, read_examples
 from lighthubert_hf.training.audio.padding import pad_waveforms, shortest_input

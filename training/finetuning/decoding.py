@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel, Wav2Vec2Processor
 
-from lighthubert_hf.model.feature_encoder import receptive_field
+from lighthubert_hf.model.front_end import receptive_field
 from lighthubert_hf.training.audio.examples import SpeechExample
 from lighthubert_hf.training.audio.padding import batches_of_similar_length, pad_waveforms, seconds_together
 

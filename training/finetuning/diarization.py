@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForAudioFrameClassification, PretrainedConfig, PreTrainedModel
 
 from lighthubert_hf.metrics import DiarizationErrorRate
-from lighthubert_hf.model.feature_encoder import conv_output_lengths, receptive_field
+from lighthubert_hf.model.front_end import conv_output_lengths, receptive_field
 from lighthubert_hf.training.audio.batching import Batch
 from lighthubert_hf.training.audio.examples import SpeechExample
 from lighthubert_hf.training.audio.padding import pad_waveforms, shortest_input

@@ -133,7 +133,7 @@ def freeze(model: PreTrainedModel, settings: FreezingSection) -> None:
         mask.requires_grad_(False)  # no frame is masked: several processes would wait for its gradient
     if settings.freeze == "encoder":
         model.freeze_base_model()
-    elif settings.freeze == "feature_encoder":
+    elif settings.freeze == "front_end":
         model.freeze_feature_encoder()
 
 

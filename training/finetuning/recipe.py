@@ -91,8 +91,8 @@ class LabelledDataSection(Section):
 class FreezingSection(Section):
     """What is not trained, for the whole run and for its beginning."""
 
-    freeze: Literal["none", "feature_encoder", "encoder"] = Field(
-        "feature_encoder", description="for the whole run; 'encoder': all but the head"
+    freeze: Literal["none", "front_end", "encoder"] = Field(
+        "front_end", description="for the whole run; 'encoder': all but the head"
     )
     head_only_steps: NonNegativeInt = Field(0, description="train nothing but the head for the first steps")
     thaw_layers_every: NonNegativeInt = Field(
@@ -103,7 +103,7 @@ class FreezingSection(Section):
     def _something_thaws(self):
         if self.freeze == "encoder" and (self.head_only_steps or self.thaw_layers_every):
             raise ValueError(
-                "freezing.freeze=encoder never thaws; for a frozen beginning set freezing.freeze=feature_encoder "
+                "freezing.freeze=encoder never thaws; for a frozen beginning set freezing.freeze=front_end "
                 "beside head_only_steps"
             )
         return self

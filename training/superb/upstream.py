@@ -12,7 +12,7 @@ from transformers.utils import cached_file
 from lighthubert_hf.fingerprint import weights_fingerprint
 from lighthubert_hf.hub.folder import PREPROCESSOR, PROCESSOR
 from lighthubert_hf.loading import load_encoder
-from lighthubert_hf.model.feature_encoder import receptive_field
+from lighthubert_hf.model.front_end import receptive_field
 from lighthubert_hf.model.search_space import Subnet
 from lighthubert_hf.subnets import choose_subnet
 from lighthubert_hf.training.audio.decoding import normalise

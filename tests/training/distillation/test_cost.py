@@ -31,7 +31,7 @@ def test_counts_agree_with_a_real_step(tiny_recipe):
 
 def test_what_is_not_run_is_not_counted(tiny_recipe):
     base = count_cost(tiny_recipe(sampler={"kind": "largest"}))
-    frozen = count_cost(tiny_recipe(sampler={"kind": "largest"}, student={"freeze_feature_encoder": True}))
+    frozen = count_cost(tiny_recipe(sampler={"kind": "largest"}, student={"freeze_front_end": True}))
     assert (frozen.front_end, frozen.encoder) == (0, base.encoder)
     sandwich = count_cost(tiny_recipe(sampler={"kind": "sandwich"}))
     assert base.encoder < sandwich.encoder < 3 * base.encoder
@@ -51,7 +51,7 @@ def test_front_ends_are_counted_as_wide_as_they_run(tiny_recipe):
 
     assert cost("largest") == whole
     assert whole.front_end < cost("sandwich").front_end < 3 * whole.front_end
-    frozen = cost("largest", student={"freeze_feature_encoder": True})
+    frozen = cost("largest", student={"freeze_front_end": True})
     assert frozen.front_end == pytest.approx(whole.front_end / 3)  # forward only
     first = cost("largest", objective={"name": "front_end"}, masking=None)
     assert first.front_end == whole.front_end

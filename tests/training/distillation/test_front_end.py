@@ -216,7 +216,7 @@ def test_two_runs_are_the_same(tiny_recipe, make_recipe, tmp_path):
     ("sections", "words"),
     [
         (FRONT_END | {"masking": {"probability": 0.5}}, "masking"),
-        (FRONT_END | {"student": {"freeze_feature_encoder": True}}, "freeze_feature_encoder"),
+        (FRONT_END | {"student": {"freeze_front_end": True}}, "freeze_front_end"),
         ({"student": {"search_space": TINY_SPACE | {"conv_dim": [32]}}}, "32"),
         ({"student": {"search_space": TINY_SPACE | {"conv_dim": [[16]] * 3}}}, "conv_dim"),
     ],

@@ -126,7 +126,7 @@ def test_subnets_of_other_channels_run_their_own_front_end(recipe_of, frozen):
     """The step's gradients are those of each subnet's whole loss, also where only some share a front end."""
     channels = ((8, 16), (4, 16), *[(16,)] * 4, (10, 16))
     space = replace(SPACE, conv_dim=channels)
-    student = {"search_space": space.to_dict(), "freeze_feature_encoder": frozen}
+    student = {"search_space": space.to_dict(), "freeze_front_end": frozen}
     recipe = recipe_of(student=student, masking=None, optimizer={"max_grad_norm": None})
     narrow = replace(space.largest(), conv_dim=space.smallest().conv_dim)
     batch, subnets = make_batch([8000, 8000]), [space.largest(), narrow, space.smallest(), space.default()]
@@ -159,7 +159,7 @@ def test_loss_is_the_models_own_on_unmasked_audio(recipe_of):
 
 
 def test_frozen_front_end_with_the_teachers_weights_is_shared(recipe_of):
-    recipe = recipe_of(student={"freeze_feature_encoder": True, "config": NO_DROPOUT})
+    recipe = recipe_of(student={"freeze_front_end": True, "config": NO_DROPOUT})
     batch, subnets = make_batch([8000, 6000]), [SPACE.smallest()]
     shared, separate = make_step(recipe), make_step(recipe)
     assert shared.model.share_front_end
@@ -193,9 +193,9 @@ def test_dropped_layers_are_left_alone(recipe_of):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradient_checkpointing_changes_nothing(recipe_of, checkpointing):
-    """To the bit. A front end in training is left to other kernels then (tests/model/test_feature_encoder.py)."""
+    """To the bit. A front end in training is left to other kernels then (tests/model/test_front_end.py)."""
     # With dropout: the recomputation must repeat it.
-    recipe = recipe_of(student={"config": {}, "freeze_feature_encoder": True})
+    recipe = recipe_of(student={"config": {}, "freeze_front_end": True})
     steps = [make_step(recipe) for _ in range(2)]
     if checkpointing:
         steps[1].model.student.activation_checkpointing_enable()

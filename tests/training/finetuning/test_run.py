@@ -180,8 +180,8 @@ class TestFinetuning:
         assert all(tensor.dtype == torch.float32 for tensor in weights(metrics["model"]).values())
 
     def test_gradient_checkpointing_changes_nothing(self, corpus, tmp_path):
-        """To the bit. A front end in training is left to other kernels then (tests/model/test_feature_encoder.py)."""
-        changes = {"freezing": {"freeze": "feature_encoder"}}
+        """To the bit. A front end in training is left to other kernels then (tests/model/test_front_end.py)."""
+        changes = {"freezing": {"freeze": "front_end"}}
         runs = [
             make_recipe(corpus, tmp_path / str(flag), training={"gradient_checkpointing": flag}, **changes)
             for flag in (False, True)
@@ -278,7 +278,7 @@ class TestFreezing:
 
     def test_a_frozen_front_end_stays_and_the_layers_learn(self, supernet, corpus, tmp_path):
         model = {"path": supernet, "random_config": None}
-        recipe = make_recipe(corpus, tmp_path / "run", model=model, freezing={"freeze": "feature_encoder"})
+        recipe = make_recipe(corpus, tmp_path / "run", model=model, freezing={"freeze": "front_end"})
         trained, start = (
             weights(finetune(recipe, quiet=True)["model"]),
             TestStarts.build(path=supernet).state_dict(),

@@ -15,7 +15,7 @@ from transformers import HubertConfig, HubertModel
 
 from lighthubert_hf import LightHubertModel
 from lighthubert_hf.model import channels_last, channels_last_autograd
-from lighthubert_hf.model.feature_encoder import FeatureEncoder, conv_output_lengths, receptive_field
+from lighthubert_hf.model.front_end import FrontEnd, conv_output_lengths, receptive_field
 
 from ..precision import assert_as_exact, assert_gradients_as_exact, gradients, in_double
 
@@ -36,7 +36,7 @@ def make_pair(seed: int = 0, **overrides):
                 parameter.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.3)
             else:
                 parameter.mul_(2)
-    ours = FeatureEncoder(config).eval()
+    ours = FrontEnd(config).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     return ours, theirs
 
@@ -59,8 +59,8 @@ def small_tiles(monkeypatch):
 def packed_runs(monkeypatch):
     """How often the fast form for evaluation ran."""
     runs = []
-    run = FeatureEncoder._run_packed
-    monkeypatch.setattr(FeatureEncoder, "_run_packed", lambda *args: runs.append(1) or run(*args))
+    run = FrontEnd._run_packed
+    monkeypatch.setattr(FrontEnd, "_run_packed", lambda *args: runs.append(1) or run(*args))
     return runs
 
 

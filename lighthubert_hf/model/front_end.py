@@ -122,7 +122,7 @@ def _receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
     return field
 
 
-class FeatureEncoder(nn.Module):
+class FrontEnd(nn.Module):
     """The stack of convolutions. `(batch, samples)` to `(batch, frames, channels)`."""
 
     def __init__(self, config: HubertConfig):
