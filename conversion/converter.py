@@ -7,6 +7,7 @@ from pathlib import Path
 from lighthubert_hf import SearchSpace, Subnet
 from lighthubert_hf.files import WriteError
 from lighthubert_hf.hub.output import written_beside
+from lighthubert_hf.subnets import named_subnets
 
 from .checkpoints.errors import ConversionError, listed
 from .checkpoints.reading import folder_weights, read_torch_file, torch_weights
@@ -141,8 +142,7 @@ def _subnets_to_verify(layout: Layout, full_only: bool) -> dict[str, Subnet]:
     if full_only:
         largest = space.largest() if layout.rearranged else layout.config.architecture
         return {"the largest subnet" if layout.rearranged else "the full model": largest}
-    default = replace(Subnet.from_dict(layout.config.default_subnet), conv_dim=None)
-    return {"smallest": space.smallest(), "default": default, "largest": space.largest()}
+    return {name: replace(subnet, conv_dim=None) for name, subnet in named_subnets(layout.config).items()}
 
 
 def _verify_supernet(

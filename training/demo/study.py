@@ -10,6 +10,7 @@ from lighthubert_hf.costs.measuring import alternate
 from lighthubert_hf.costs.profiling import count_parameters, macs_per_second
 from lighthubert_hf.loading import load, load_encoder
 from lighthubert_hf.preprocessing import SAMPLING_RATE
+from lighthubert_hf.subnets import named_subnets
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.distillation.objectives.lighthubert import LightHubertObjectiveSection
 from lighthubert_hf.training.distillation.scoring import DistillationScore, distillation_score
@@ -32,7 +33,6 @@ def compare_stages(stage1: DistillationScore, stage2: DistillationScore, setting
     space = stage2.model.search_space
     rng = random.Random(f"demo {settings.seed}")
     drawn = [space.sample(rng) for _ in range(settings.random_subnets)]
-    named = {"smallest": space.smallest(), "default": space.default(), "largest": space.largest()}
     stages = {"stage1": stage1, "stage2": stage2}
     return {
         "predicting_the_mean": stage2.predicting_the_mean,
@@ -40,7 +40,7 @@ def compare_stages(stage1: DistillationScore, stage2: DistillationScore, setting
         **{name: [score(subnet) for subnet in drawn] for name, score in stages.items()},
         "named": {
             subnet_name: {name: score(subnet) for name, score in stages.items()}
-            for subnet_name, subnet in named.items()
+            for subnet_name, subnet in named_subnets(stage2.model.config).items()
         },
     }
 

@@ -235,8 +235,7 @@ class _Run:
         student = self.model.student
         if student.search_space is None:
             return {"static": None}
-        default = Subnet.from_dict(student.config.default_subnet)
-        return validation_subnets(student.search_space, default, self.recipe.validation.num_random, self.recipe.seed)
+        return validation_subnets(student.config, self.recipe.validation.num_random, self.recipe.seed)
 
     def _save(self, data_state: dict[str, Any]) -> None:
         state = self.state

@@ -4,17 +4,18 @@ import random
 
 import torch
 
-from lighthubert_hf import SearchSpace, Subnet
+from lighthubert_hf import LightHubertConfig, SearchSpace, Subnet
+from lighthubert_hf.subnets import named_subnets
 from lighthubert_hf.training.audio.batching import AudioLoader
 
 from .step import DistillationModel
 
 
-def validation_subnets(space: SearchSpace, default: Subnet, num_random: int, seed: int) -> dict[str, Subnet]:
+def validation_subnets(config: LightHubertConfig, num_random: int, seed: int) -> dict[str, Subnet]:
     """The subnets whose loss is followed through a run, the same at every evaluation."""
     rng = random.Random(f"validation subnets of seed {seed}")
-    drawn = {f"random-{index}": space.sample(rng) for index in range(num_random)}
-    return {"smallest": space.smallest(), "default": default, "largest": space.largest(), **drawn}
+    space = SearchSpace.from_dict(config.search_space)
+    return named_subnets(config) | {f"random-{index}": space.sample(rng) for index in range(num_random)}
 
 
 @torch.no_grad()

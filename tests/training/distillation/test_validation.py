@@ -20,7 +20,7 @@ def test_losses_are_the_models_own_over_all_frames(tiny_recipe):
     step = make_step(recipe)
     model, student = step.model, step.model.student
     batches = [make_batch([8000, 8000], seed=1), make_batch([3000], seed=2)]
-    subnets = validation_subnets(SPACE, SPACE.default(), 2, seed=0)
+    subnets = validation_subnets(student.config, 2, seed=0)
     assert list(subnets) == ["smallest", "default", "largest", "random-0", "random-1"]
     active = student.active_subnet
     losses = evaluate(model, [(batch, {}) for batch in batches], subnets)
