@@ -29,21 +29,18 @@ def order_channels(
     with _whole(model):
         importance = channel_importance(model, waveforms, seed=seed, probes=probes)
     layers = model.feature_extractor.conv_layers
+    projection = model.feature_projection
+    readers = [*(layer.conv for layer in layers[1:]), projection.projection]
     with torch.no_grad():
-        for index, scores in enumerate(importance):
+        for layer, reader, scores in zip(layers, readers, importance, strict=True):
             order = scores.argsort(descending=True, stable=True)
-            layer = layers[index]
-            _take(layer.conv.weight, order, 0)
-            for parameter in (layer.conv.bias, *(layer.layer_norm.parameters() if layer.norm else ())):
-                if parameter is not None and len(parameter) == len(order):
+            written = [*layer.conv.parameters(), *(layer.layer_norm.parameters() if layer.norm else ())]
+            if reader is projection.projection:
+                written += projection.layer_norm.parameters()
+            for parameter in written:
+                if len(parameter) == len(order):  # the norms of narrower widths begin anew, below
                     _take(parameter, order, 0)
-            if index + 1 < len(layers):
-                _take(layers[index + 1].conv.weight, order, 1)
-            else:
-                _take(model.feature_projection.projection.weight, order, 1)
-                for parameter in model.feature_projection.layer_norm.parameters():
-                    if len(parameter) == len(order):
-                        _take(parameter, order, 0)
+            _take(reader.weight, order, 1)
     share_norms_with_widths(model)
 
 

@@ -164,7 +164,10 @@ class _Run:
         options = recipe.data.model_dump(exclude={"sources", "synthetic_minutes", *shared})
         self.loader: AudioLoader = training_loader(training, seed=recipe.seed, **shared, **options)
         if not self.state and recipe.student.order_channels_on:
-            self._order_channels(training_loader(training, seed=recipe.seed, **shared | {"num_workers": 0}, **options))
+            if self.accelerator.is_main_process:
+                alone = training_loader(training, seed=recipe.seed, **shared | {"num_workers": 0}, **options)
+                self._order_channels(alone, recipe.student.order_channels_on)
+            broadcast_parameters(list(self.model.student.parameters()))  # of a front end that is frozen, too
         if self.state:
             self.loader.load_states(self.state.data)
         self.validation = None
@@ -174,17 +177,16 @@ class _Run:
                 options["max_examples"] = -(-recipe.validation.max_examples // shared["world_size"])
             self.validation = validation_loader(validation, **shared, **options)
 
-    def _order_channels(self, loader: AudioLoader) -> None:
-        """Of a new student, on the first of the training audio; all processes take the first one's order."""
+    def _order_channels(self, loader: AudioLoader, enough: float) -> None:
+        """Of a new student, on the first `enough` seconds of the training audio."""
         waveforms, seconds = [], 0.0
         for batch, _ in loader:
             for row, mask in zip(batch["input_values"], batch["attention_mask"], strict=True):
                 waveforms.append(row[: int(mask.sum())].to(self.accelerator.device))
                 seconds += len(waveforms[-1]) / SAMPLING_RATE
-            if seconds >= self.recipe.student.order_channels_on:
+            if seconds >= enough:
                 break
         order_channels(self.model.student.lighthubert, waveforms, seed=self.recipe.seed)
-        broadcast_parameters(self.step.parameters)
 
     def train(self, stop: StopRequest) -> bool:
         """Run the steps that are left; whether a wish to stop cut them short (a checkpoint is written then)."""

@@ -20,6 +20,7 @@ from lighthubert_hf.training.distillation.step import TrainingStep
 from lighthubert_hf.training.runs.checkpoints import latest_checkpoint
 
 from . import distill_worker as worker
+from .tiny import TINY_SPACE
 
 SECTIONS = {
     "training": {"steps": 8, "accumulation": 2},
@@ -168,6 +169,15 @@ def test_two_processes_stay_equal_to_the_bit(tiny_recipe):
     entries = read_log(Path(recipe.output_dir) / "log.jsonl")
     assert [entry["skipped_steps"] for entry in entries] == [0, 0, 1, 1]
     assert entries[2]["loss"] is None
+
+
+def test_channels_are_ordered_alike_in_all_processes(tiny_recipe):
+    """By the first one's audio, also where the front end is not trained."""
+    student = {"search_space": TINY_SPACE | {"conv_dim": [8, 16]}, "order_channels_on": 2.0, "freeze_front_end": True}
+    recipe = tiny_recipe(student=student, training={"steps": 1})
+    assert worker.run(recipe, world_size=2) == [0, 0]
+    first, second = worker.fingerprints(recipe, 2)
+    assert first == second
 
 
 @pytest.mark.parametrize("numbers", [(3, 1), (0, 2)])
