@@ -12,6 +12,7 @@ there are no such locks (Windows, some network file systems) leftovers stay, but
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -168,6 +169,17 @@ def read_object(path: str | os.PathLike, remedy: str = "restore it") -> dict[str
     if not isinstance(data, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}; {remedy}")
     return data
+
+
+def file_checksum(path: str | os.PathLike) -> str:
+    """What tells the content of a file from any other: BLAKE2b, 32 digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def data_checksum(data: Any) -> str:
+    """The same of plain data, as JSON says them, whatever the order of their keys."""
+    return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def sweep(folder: str | os.PathLike) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lighthubert_hf.files import is_leftover, read_object, replacing_folder, write_json
+from lighthubert_hf.files import file_checksum, is_leftover, read_object, replacing_folder, write_json
 from lighthubert_hf.locks import locked
 
 RECORD = ".made.json"
@@ -111,15 +111,10 @@ def _difference(folder: Path, by: str, origin: str | None) -> str | None:
 def _checksums(folder: Path) -> dict[str, str]:
     files = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file()]
     return {
-        str(path.relative_to(folder)): f"-> {path.readlink()}" if path.is_symlink() else _checksum(path)
+        str(path.relative_to(folder)): f"-> {path.readlink()}" if path.is_symlink() else file_checksum(path)
         for path in files
         if path.name != RECORD and not is_leftover(path)
     }
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _identity(source: Any) -> str | None:
@@ -128,9 +123,9 @@ def _identity(source: Any) -> str | None:
         return None
     path = Path(source)
     if path.is_file():
-        return _checksum(path)
+        return file_checksum(path)
     if not path.is_dir():
         return str(source)
     files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
-    parts = [f"{file.name} {_checksum(file)}" for file in files if file.is_file()]
+    parts = [f"{file.name} {file_checksum(file)}" for file in files if file.is_file()]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()

@@ -115,7 +115,7 @@ def _existing_result(output: Path, parameters: dict[str, Any]) -> dict[str, floa
     path = output / MANIFEST
     if not path.is_file():
         raise ValueError(f"{output} exists and is not a tiny teacher (no {MANIFEST}); choose another folder")
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     if manifest["parameters"] != parameters:
         raise ValueError(
             f"{output} holds a teacher trained with {manifest['parameters']}, asked for {parameters}; "

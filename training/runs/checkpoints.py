@@ -4,13 +4,12 @@ A disk that loses power, or a bit, may hold files other than were written. The m
 its files with their checksums, and its own. A checkpoint that differs is never gone on from: the one before it is.
 """
 
-import hashlib
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
-from lighthubert_hf.files import remove_folder
+from lighthubert_hf.files import data_checksum, file_checksum, remove_folder
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +32,12 @@ def checkpoint_step(folder: Path) -> int:
 def mark_complete(folder: Path, num_processes: int) -> None:
     """Note all files with sizes and checksums, and whose they are: the last thing written into a checkpoint."""
     files = {
-        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "blake2b": _checksum(file)}
+        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "blake2b": file_checksum(file)}
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
     mark = {"processes": num_processes, "files": files}
-    text = json.dumps(mark | {"blake2b": _checksum_of(mark)}, indent=1)
+    text = json.dumps(mark | {"blake2b": data_checksum(mark)}, indent=1)
     (folder / MARKER).write_text(text, encoding="utf-8")
 
 
@@ -57,7 +56,7 @@ def check_complete(folder: Path, *, contents: bool = True) -> None:
             raise CheckpointError(f"{folder} lacks {name}")
         if (size := file.stat().st_size) != facts["size"]:
             raise CheckpointError(f"{folder}: {name} has {size} bytes instead of {facts['size']}")
-        if contents and _checksum(file) != facts["blake2b"]:
+        if contents and file_checksum(file) != facts["blake2b"]:
             raise CheckpointError(f"{folder}: {name} has changed since it was written (its checksum is another)")
 
 
@@ -65,7 +64,7 @@ def _mark(folder: Path) -> dict[str, Any]:
     file = folder / MARKER
     try:
         mark = json.loads(file.read_text(encoding="utf-8"))
-        intact = mark.pop("blake2b") == _checksum_of(mark)
+        intact = mark.pop("blake2b") == data_checksum(mark)
     except FileNotFoundError:
         raise CheckpointError(f"{folder} lacks {MARKER}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -73,15 +72,6 @@ def _mark(folder: Path) -> dict[str, Any]:
     if not intact:
         raise CheckpointError(f"{folder}: {MARKER} is empty or damaged")
     return mark
-
-
-def _checksum(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _checksum_of(mark: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(mark, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def num_processes_of(folder: Path) -> int:

@@ -7,7 +7,6 @@ OUTPUT/
   features/         the cache, unless it is elsewhere
 """
 
-import hashlib
 import json
 import logging
 import time
@@ -22,7 +21,7 @@ from transformers import PreTrainedModel
 from lighthubert_hf import __version__
 from lighthubert_hf.costs.measuring import describe_machine
 from lighthubert_hf.devices import choose_device
-from lighthubert_hf.files import is_leftover, read_object, write_text
+from lighthubert_hf.files import data_checksum, is_leftover, read_object, write_text
 from lighthubert_hf.locks import locked
 from lighthubert_hf.model.search_space import Subnet
 
@@ -134,13 +133,9 @@ def _stored(output: Path, name: str) -> dict[str, Any] | None:
     checksum = stored.pop("checksum", None)
     if not isinstance(stored.get("key"), dict) or not isinstance(stored.get("result"), dict):
         raise ValueError(f"{path} holds no result of a task; delete it to do the task again")
-    if checksum != _checksum(stored):
+    if checksum != data_checksum(stored):
         raise ValueError(f"{path} is damaged: it is not what was written; delete it to do the task again")
     return stored
-
-
-def _checksum(stored: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(stored, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _check_data(names: list[str], data: SuperbData) -> None:
@@ -179,7 +174,7 @@ def _finished_or(output: Path, key: dict, evaluation: "_Evaluation", name: str, 
     task_data = getattr(data, name)
     result = evaluation.query(task_data) if name == QueryByExample.name else evaluation.probe(name, task_data)
     stored = json.loads(json.dumps({"key": key, "result": result}))
-    text = json.dumps(stored | {"checksum": _checksum(stored)}, indent=2)
+    text = json.dumps(stored | {"checksum": data_checksum(stored)}, indent=2)
     write_text(output / "tasks" / f"{name}.json", text + "\n")
     return stored["result"]  # the same, whether it was done now or before
 

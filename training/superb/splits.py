@@ -1,6 +1,5 @@
 """The utterances of one split with the frozen model's features: read from the cache, or computed whenever needed."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lighthubert_hf.files import file_checksum
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.sources import AudioSource, random_generator
 from lighthubert_hf.training.audio.streaming import AudioStream
@@ -87,11 +87,6 @@ def plain_row(example: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(columns, default=str))
 
 
-def checksum(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "blake2b").hexdigest()
-
-
 def _undamaged(folder: Path) -> dict[str, Any]:
     """What `set.json` says, once the files beside it are those that were written with it.
 
@@ -101,7 +96,7 @@ def _undamaged(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         for name, expected in facts["checksums"].items():
-            if checksum(folder / name) != expected:
+            if file_checksum(folder / name) != expected:
                 raise ValueError(f"{folder / name} is damaged: it is not what was written")
     except (KeyError, TypeError, AttributeError, OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder / FACTS} is damaged ({type(error).__name__}: {error})") from error

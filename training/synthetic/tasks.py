@@ -176,7 +176,7 @@ def _write_splits(
             facts[split] = {"examples": size, "seconds": round(samples / SAMPLING_RATE, 3), "shards": num_shards}
     if task == "asv":
         lines = (f"{int(one[1] == other[1])} {one[0]} {other[0]}\n" for one, other in combinations(identities, 2))
-        (folder / TRIALS).write_text("".join(lines))
+        (folder / TRIALS).write_text("".join(lines), encoding="utf-8")
     return facts
 
 
