@@ -1,85 +1,46 @@
-"""What all tests share: one tiny model family, its weights drawn like the golden ones, and one thread."""
+"""How tests run: one thread each, a server of processes, and what they share."""
 
+import argparse
 import gc
 import os
-import random
-
-import pytest
-import torch
-
-from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace
-
-from .golden import draw
-from .tiny import TINY
+import sys
 
 # One thread: files run on every core already. `make test-portable` sets others, for what they do to rounding.
 NUM_THREADS = int(os.environ.get("TEST_THREADS", "1"))
-torch.set_num_threads(NUM_THREADS)
 os.environ.setdefault("OMP_NUM_THREADS", str(NUM_THREADS))  # processes that tests start
+
+
+def _hands_out_tests() -> bool:
+    """Whether this process has workers for the tests (`-n`): it needs no torch, and its workers wait for it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-n", "--numprocesses")
+    numprocesses = parser.parse_known_args(sys.argv[1:])[0].numprocesses
+    return "PYTEST_XDIST_WORKER" not in os.environ and numprocesses not in (None, "0")
+
+
+if not _hands_out_tests():
+    gc.disable()  # until all is imported: collections on the way take a sixth of the time
+    import torch
+    from transformers import AutoModel, AutoProcessor  # noqa: F401
+    from transformers.models.hubert import modeling_hubert  # noqa: F401
+
+    from . import processes
+
+    processes.start_server()
+    torch.set_num_threads(NUM_THREADS)
+
+    from .fixtures import (  # noqa: F401
+        make_config,
+        make_model,
+        random_subnets,
+        tiny_config,
+        tiny_supernet,
+        waveforms,
+    )
 
 
 def pytest_collection_finish():
     """What has been imported stays: without it, the full collections that trainers and compilers ask for are short."""
+    gc.enable()
     gc.collect()
     gc.freeze()
-
-
-def _draw_weights(model, seed: int) -> None:
-    """Activations of about unit size in every layer, so that a wrong slice shows in the output."""
-    names = {"original0": "weight_g", "original1": "weight_v"}
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            for ours, original in names.items():
-                name = name.replace(f"parametrizations.weight.{ours}", original)
-            parameter.copy_(draw(name, tuple(parameter.shape), seed))
-
-
-@pytest.fixture(scope="session")
-def make_config():
-    """`make_config(**overrides)`: a new config of the tiny supernet; `search_space=None` for a static model."""
-
-    def make(**overrides):
-        return LightHubertConfig(**TINY | overrides)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def make_model(make_config):
-    """`make_model(cls, seed=0, **overrides)`: a new tiny model in evaluation mode."""
-
-    def make(cls, seed: int = 0, **overrides):
-        model = cls(make_config(**overrides)).eval()
-        _draw_weights(model, seed)
-        return model
-
-    return make
-
-
-@pytest.fixture
-def tiny_config(make_config):
-    return make_config()
-
-
-@pytest.fixture
-def tiny_supernet(make_model):
-    return make_model(LightHubertModel)
-
-
-@pytest.fixture(scope="session")
-def random_subnets():
-    """`random_subnets(space, count, seed=0)`: that many different subnets."""
-
-    def sample(space: SearchSpace, count: int, seed: int = 0):
-        rng, subnets = random.Random(seed), {}
-        while len(subnets) < count:
-            subnets.setdefault(space.sample(rng))
-        return list(subnets)
-
-    return sample
-
-
-@pytest.fixture
-def waveforms():
-    """`(4, 4800)`: 0.3 seconds, 14 frames."""
-    return torch.randn(4, 4800, generator=torch.Generator().manual_seed(0))

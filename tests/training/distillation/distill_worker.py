@@ -1,12 +1,10 @@
 """Distillation in processes of their own, with faults on demand: what the tests kill, pre-empt and poison.
 
-`run` starts them from a server process that has everything imported, so that a start costs a fork. As a script
-(`distill_worker.py RECIPE.yaml`) this is what the tests hand to a launcher.
+As a script (`distill_worker.py RECIPE.yaml [FAULTS]`) this is what `run` starts and what the tests hand to a launcher.
 """
 
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -17,28 +15,28 @@ import yaml
 
 from lighthubert_hf.training.distillation.recipe import DistillationRecipe
 
-# The start-up of the server: imported once, before it forks.
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload([__name__, "lighthubert_hf.training.distillation.run", "datasets", "soundfile"])
-
 
 def run(recipe, world_size: int = 1, **fault) -> list[int]:
     """Distil `recipe` in `world_size` processes to their end and return their exit codes (negative: a signal)."""
+    from ...processes import Started  # a script has no packages around it
+
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     path = Path(recipe.output_dir).with_suffix(".yaml")
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    processes = [
-        _SERVER.Process(target=work, args=(str(path), rank, world_size, port), kwargs=fault)
-        for rank in range(world_size)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode is not None, "a process hangs"
-    return [process.exitcode for process in processes]
+    started = []
+    for rank in range(world_size):
+        env = dict(os.environ)
+        if world_size > 1:
+            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            env |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        started.append(Started(__file__, path, json.dumps(fault), env=env, preload=("accelerate", "datasets")))
+    codes = [process.wait() for process in started]
+    for process, code in zip(started, codes):
+        print(*process.output(), f"exit code {code}", sep="\n")  # shown if the test fails
+    return codes
 
 
 def fingerprints(recipe, world_size: int = 1) -> list[dict]:
@@ -47,22 +45,13 @@ def fingerprints(recipe, world_size: int = 1) -> list[dict]:
     return [json.loads((folder / f"fingerprint-{rank}.json").read_text()) for rank in range(world_size)]
 
 
-def work(path: str, rank: int = 0, world_size: int = 1, port: int = 0, **fault) -> None:
+def work(path: str, rank: int = 0, **fault) -> None:
     import torch
 
     from lighthubert_hf.training.distillation import run as module
     from lighthubert_hf.training.recipes.loading import load_recipe
 
     torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
-    if world_size > 1 and port:
-        os.environ.update(
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(world_size),
-            LOCAL_WORLD_SIZE=str(world_size),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-        )
     recipe = load_recipe(DistillationRecipe, path)
     for name, value in fault.items():
         globals()[f"_{name}"](module, rank, value)
@@ -179,4 +168,4 @@ def _kill_in_save(module, rank, event) -> None:
 
 
 if __name__ == "__main__":
-    work(sys.argv[1], int(os.environ.get("RANK", 0)))
+    work(sys.argv[1], int(os.environ.get("RANK", 0)), **json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}"))

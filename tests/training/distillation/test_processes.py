@@ -1,7 +1,4 @@
-"""Runs in processes of their own: killed and resumed they do what an uninterrupted run does, to the bit; two agree.
-
-All in one file, so that the server which starts the processes imports everything once.
-"""
+"""Runs in processes of their own: killed and resumed they do what an uninterrupted run does, to the bit; two agree."""
 
 import json
 import os
