@@ -94,6 +94,17 @@ def run(*arguments, timeout: float = 120, check: bool = False, **options) -> sub
     return done
 
 
+def start_world(world_size: int, *arguments, **options) -> list[Started]:
+    """`python *arguments` as each of the processes that a launcher starts, which meet on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = dict(options.pop("env", os.environ)) | {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = ({"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size))
+    return [Started(*arguments, env=env | rank, **options) for rank in ranks]
+
+
 # In the server
 
 

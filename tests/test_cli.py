@@ -1,7 +1,6 @@
 """The command line: answers quickly, and what a user can mend is one line and exit status 2."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,20 +11,17 @@ import pytest
 import lighthubert_hf
 from lighthubert_hf.cli import main
 
+from . import processes
+
 ROOT = Path(__file__).parents[1]
-LIGHTHUBERT = [str(Path(sys.executable).with_name("lighthubert"))]
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    offline = os.environ | {"HF_HUB_OFFLINE": "1"}  # names that are no folder must not wait for the network
-    return subprocess.run([*LIGHTHUBERT, *arguments], capture_output=True, text=True, cwd=cwd, env=offline)
 
 
 @pytest.fixture
 def refusal(tmp_path, monkeypatch, capsys):
     """`refusal(*arguments)`: what `lighthubert` says when it ends with status 2.
 
-    In this process, since starting one takes seconds, in `tmp_path` and offline, as `run`.
+    In this process, since starting one takes seconds, in `tmp_path` and offline: names that are no folder must not
+    wait for the network.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -55,10 +51,15 @@ def test_help_needs_no_torch():
         assert command in done.stdout
 
 
+def test_the_command_is_installed(tmp_path):
+    command = [Path(sys.executable).with_name("lighthubert"), "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == f"lighthubert_hf {lighthubert_hf.__version__}\n", done.stderr
+
+
 def test_the_module_is_the_command(tmp_path):
     """`python -m lighthubert_hf`, as launchers of several processes call it."""
-    command = [sys.executable, "-m", "lighthubert_hf", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = processes.run("-m", "lighthubert_hf", "--version", cwd=tmp_path)
     assert done.stdout == f"lighthubert_hf {lighthubert_hf.__version__}\n", done.stderr
 
 
@@ -68,7 +69,7 @@ def test_a_script_of_the_commands_name_has_the_auto_classes(tmp_path):
         "from transformers import AutoConfig\n"
         "print(type(AutoConfig.for_model('lighthubert')).__name__)\n"
     )
-    done = subprocess.run([sys.executable, "lighthubert.py"], capture_output=True, text=True, cwd=tmp_path)
+    done = processes.run("lighthubert.py", cwd=tmp_path)
     assert done.stdout == "LightHubertConfig\n", done.stderr
 
 
@@ -102,7 +103,8 @@ def test_extract_writes_a_static_model(tiny_supernet, tmp_path):
     tiny_supernet.save_pretrained(tmp_path / "supernet")
     subnet = tiny_supernet.search_space.smallest()
     (tmp_path / "subnet.json").write_text(json.dumps(subnet.to_dict()))
-    done = run("extract", "supernet", "out", "--subnet", "subnet.json", cwd=tmp_path)
+    program = "from lighthubert_command import main; main()"
+    done = processes.run("-c", program, "extract", "supernet", "out", "--subnet", "subnet.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["search_space"] is None

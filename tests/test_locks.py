@@ -12,8 +12,9 @@ from lighthubert_hf.locks import InUseError, lock_file, locked
 
 pytest.importorskip("fcntl")
 
+# As the command starts: without torch, which takes seconds.
 _HOLD = """
-import sys
+import sys, lighthubert_command
 from lighthubert_hf.locks import locked
 with locked(sys.argv[1]):
     print("held", flush=True)

@@ -2,8 +2,6 @@
 
 import copy
 import random
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import combinations
 
@@ -16,6 +14,7 @@ from lighthubert_hf import LightHubertForCTC, LightHubertForPreTraining, LightHu
 from lighthubert_hf.model.elastic import ElasticConv1d, ElasticGroupNorm, ElasticLayerNorm
 from lighthubert_hf.model.front_end import FrontEnd
 
+from .. import processes
 from ..precision import assert_as_exact, in_double
 from ..tiny import TINY_SPACE
 
@@ -211,4 +210,4 @@ difference = (model.double().eval()(wanted["waveforms"]).logits - wanted["logits
 assert difference < 1e-9, difference
 """
     if name == "layer norm":
-        subprocess.run([sys.executable, "-c", code], check=True)
+        processes.run("-c", code, check=True)

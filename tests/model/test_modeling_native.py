@@ -7,8 +7,6 @@ originals where they are at hand.
 import copy
 import inspect
 import pickle
-import subprocess
-import sys
 from itertools import product
 
 import numpy as np
@@ -27,6 +25,7 @@ from lighthubert_hf import (
 )
 from lighthubert_hf.auto import AUTO_MODELS
 
+from .. import processes
 from ..flash_attention import use_stand_ins
 from ..heads import HEADS, make_labels, prediction
 from ..precision import assert_as_exact, assert_gradients_as_exact, assert_rounded_alike, gradients, in_double
@@ -407,7 +406,7 @@ def test_saved_folders_carry_their_code(make_model, tmp_path):
     models = {auto.__name__: make_model(cls).extract_subnet(UNEQUAL) for auto, cls in AUTO_MODELS.items()}
     for auto, model in models.items():
         model.save_pretrained(tmp_path / auto)
-    subprocess.run([sys.executable, "-c", LOAD_WITHOUT_PACKAGE, tmp_path, *models], check=True)
+    processes.run("-c", LOAD_WITHOUT_PACKAGE, tmp_path, *models, check=True)
     for auto, model in models.items():
         found = torch.load(tmp_path / auto / "out.pt", weights_only=True)
         assert_same_where_valid(model, found, torch.ones(1, 800))

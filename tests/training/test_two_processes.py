@@ -1,13 +1,7 @@
-"""Every recipe on two processes: nobody waits for a gradient that does not come, and both end with the same weights.
-
-One launcher for all runs of a test: starting processes and importing takes longer than any of the runs.
-"""
+"""Every recipe on two processes: nobody waits for a gradient that does not come, both end with the same weights."""
 
 import json
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +9,8 @@ import pytest
 from lighthubert_hf.training.distillation.recipe import DistillationRecipe
 from lighthubert_hf.training.finetuning.recipe import FineTuningRecipe
 from lighthubert_hf.training.recipes.loading import load_recipe, shipped_recipes
+
+from ..processes import start_world
 
 pytest.importorskip("espeakng_loader")
 CTC = "finetune-ctc-tiny"
@@ -47,20 +43,11 @@ def run_all(runs: list, folder: Path) -> None:
         [kind, recipe, [*overrides, f"output_dir={folder}/{i}"]] for i, (kind, recipe, overrides) in enumerate(runs)
     ]
     (folder / "runs.json").write_text(json.dumps(runs))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
     worker = Path(__file__).with_name("two_process_worker.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, str(worker), str(folder / "runs.json")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout[-500:] + done.stderr[-4000:]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    preload = ("accelerate", "datasets", "transformers.trainer")
+    for process in start_world(2, worker, folder / "runs.json", env=env, preload=preload):
+        assert process.wait(900) == 0, "".join(text[-4000:] for text in process.output())
 
 
 def test_parameters_without_gradients_hold_nobody_up(tmp_path):

@@ -1,4 +1,4 @@
-"""Runs of recipes in one process of several, one run after another: `two_process_worker.py RUNS.json`, by a launcher.
+"""Runs of recipes in one process of several, one run after another: `two_process_worker.py RUNS.json`.
 
 `RUNS.json` lists runs as `[kind, recipe, overrides]`. After each the processes compare what they hold.
 """

@@ -196,7 +196,7 @@ def test_memory_follows_the_length_of_the_result():
     """One minute of eight channels at 48 kHz takes 92 MB as it is stored and 3.8 MB as a model hears it."""
     data = encoded(np.zeros((48_000 * 60, 8), dtype=np.int16), 48_000, "FLAC")
     code = (
-        "import sys, resource\n"
+        "import sys, resource, lighthubert_command\n"  # as the command starts: without torch, which takes seconds
         "from lighthubert_hf.training.audio.decoding import Recording\n"
         "data = sys.stdin.buffer.read()\n"
         "Recording(data, 'x').read(0, 16_000)\n"

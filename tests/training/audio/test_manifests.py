@@ -346,7 +346,8 @@ def test_texts_are_utf_8_whatever_the_locale_says(clips):
     """A Cyrillic manifest with a byte order mark, under a locale of ASCII."""
     _csv(clips)
     code = (
-        "import sys; from lighthubert_hf.training.audio.examples import read_examples, AudioSource\n"
+        "import sys, lighthubert_command\n"
+        "from lighthubert_hf.training.audio.examples import read_examples, AudioSource\n"
         f"found = read_examples([AudioSource({str(clips)!r}, text_column='text')], progress=False)\n"
         f"assert [example.text for example in found] == {list(TEXTS.values())!a}, found"
     )

@@ -80,7 +80,7 @@ def test_segments_cover_a_recording_once(tmp_path_factory, seconds, crop):
 def test_a_long_recording_is_all_used_in_bounded_memory(tmp_path, minutes):
     """44.1 kHz stereo, as recorders make it; six minutes are 127 MB when they are decoded, an hour 1.3 GB."""
     code = (
-        "import resource, sys\n"
+        "import resource, sys, lighthubert_command\n"  # as the command starts: without torch, which takes seconds
         "from lighthubert_hf.training.audio.sources import AudioSource\n"
         "from lighthubert_hf.training.audio.streaming import AudioStream\n"
         "import soundfile, soxr, datasets, pyarrow, aiohttp\n"

@@ -267,6 +267,7 @@ def test_torchcodec_is_never_imported(shards, tmp_path, monkeypatch):
 def test_a_program_may_end_in_the_middle_of_a_stream(shards):
     """Of one stream that reads ahead in threads and of one that does not."""
     code = (
+        "import lighthubert_command\n"  # as the command starts: without transformers, which takes seconds
         "from lighthubert_hf.training.audio.batching import *\n"
         f"sources, streams = [AudioSource({shards[0]!r})], []\n"
         "for number in (0, 1):\n"

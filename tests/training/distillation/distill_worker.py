@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -18,21 +17,15 @@ from lighthubert_hf.training.distillation.recipe import DistillationRecipe
 
 def run(recipe, world_size: int = 1, **fault) -> list[int]:
     """Distil `recipe` in `world_size` processes to their end and return their exit codes (negative: a signal)."""
-    from ...processes import Started  # a script has no packages around it
+    from ...processes import Started, start_world  # a script has no packages around it
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     path = Path(recipe.output_dir).with_suffix(".yaml")
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    started = []
-    for rank in range(world_size):
-        env = dict(os.environ)
-        if world_size > 1:
-            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            env |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        started.append(Started(__file__, path, json.dumps(fault), env=env, preload=("accelerate", "datasets")))
+    command, preload = (__file__, path, json.dumps(fault)), ("accelerate", "datasets")
+    if world_size == 1:
+        started = [Started(*command, preload=preload)]
+    else:
+        started = start_world(world_size, *command, preload=preload)
     codes = [process.wait() for process in started]
     for process, code in zip(started, codes):
         print(*process.output(), f"exit code {code}", sep="\n")  # shown if the test fails

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from transformers import (
     pipeline,
 )
 
+from ... import processes
 from . import tiny_architecture
 
 pytest.importorskip("espeakng_loader")
@@ -403,15 +402,13 @@ def test_data_that_do_not_fit_the_recipe(sets, tmp_path):
 def test_the_command_knows_the_models():
     """In the `lighthubert` command the Auto classes are registered late, for the sake of `--help`."""
     code = """
-import sys
-sys.argv[0] = "lighthubert"
+import lighthubert_command
 import lighthubert_hf.training.finetuning.model
 from transformers import AutoModelForCTC
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 print(LightHubertConfig in AutoModelForCTC._model_mapping)
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ended.stdout == "True\n"
+    assert processes.run("-c", code).stdout == "True\n"
 
 
 @pytest.mark.parametrize("streamed", [False, True])
