@@ -15,16 +15,16 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	$(BIN)/lighthubert demo --output demo
 
-# A file's tests run in one process, so that what they share is made once. Files come in the order of their names: by their
-# number of tests, the longest would be last.
-PYTEST := python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10
+# Each process begins with its own stretch of the tests, so that what neighbours share is made once; one that is done takes
+# half of what another has left.
+PYTEST := python -m pytest -n auto --dist worksteal --durations=10
 FAST := -m "not slow and not gpu" tests
 
 test: quality
 	$(BIN)/$(PYTEST) $(FAST)
 
 test-all: quality
-	$(BIN)/$(PYTEST) tests
+	$(BIN)/$(PYTEST) --hypothesis-profile thorough tests
 
 # The fast tests with the oldest and with the newest releases that pyproject.toml allows, each in an environment of its own.
 test-oldest: RESOLUTION := lowest-direct

@@ -5,6 +5,8 @@ import gc
 import os
 import sys
 
+from . import examples  # noqa: F401  hypothesis' profiles, before they are asked for
+
 # One thread: files run on every core already. `make test-portable` sets others, for what they do to rounding.
 NUM_THREADS = int(os.environ.get("TEST_THREADS", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(NUM_THREADS))  # processes that tests start

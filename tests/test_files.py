@@ -29,6 +29,8 @@ from lighthubert_hf.files import (
     write_text,
 )
 
+from .examples import examples
+
 fcntl = pytest.importorskip("fcntl")
 resource = pytest.importorskip("resource")
 
@@ -84,7 +86,7 @@ def largest_file(size: int):
 names = st.text(st.characters(blacklist_characters="/\0", blacklist_categories=("Cs",)), min_size=1, max_size=20)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(name=names.filter(lambda name: name not in (".", "..")), old=st.text(), new=st.text())
 def test_any_name_and_text(tmp_path_factory, name, old, new):
     place = tmp_path_factory.mktemp("any")

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from lighthubert_hf.metrics import CharacterErrorRate, WordErrorRate
 
+from .examples import examples
+
 RATES = {"wer": WordErrorRate, "cer": CharacterErrorRate}
 
 
@@ -35,7 +37,7 @@ def test_values(predictions, references, wer, cer):
 texts = st.lists(st.text("ab ", max_size=12), min_size=1, max_size=20)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(data=st.data(), references=texts)
 @pytest.mark.parametrize("name", RATES)
 def test_the_same_at_batch_1_and_8_and_in_any_order(name, data, references):

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from lighthubert_hf import metrics
 from lighthubert_hf.metrics.slot_filling import find_slots
 
-SMALL = settings(max_examples=25, deadline=None)
+from .examples import examples
+
+SMALL = settings(max_examples=examples(25), deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 
 

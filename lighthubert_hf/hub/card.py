@@ -10,9 +10,11 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError
 from transformers import HubertConfig, PreTrainedConfig
@@ -308,6 +310,12 @@ def _dataset(name: str) -> str:
     return f"[{name}](https://huggingface.co/datasets/{name})" if is_hub_id(name) else _cell(name)
 
 
+@cache
+def _template() -> jinja2.Template:
+    """Compiled once: that takes longer than writing a small model does, and every checkpoint has a card."""
+    return jinja2.Template(TEMPLATE.read_text(encoding="utf-8"))
+
+
 def render_card(config: Mapping[str, Any], facts: CardFacts, repo_id: str | None = None) -> ModelCard:
     """The model card of a model.
 
@@ -326,29 +334,30 @@ def render_card(config: Mapping[str, Any], facts: CardFacts, repo_id: str | None
     if subnet is None and space is None and isinstance(model_config, LightHubertConfig):
         subnet = model_config.architecture
     strides = math.prod(model_config.conv_stride)
-    return ModelCard.from_template(
-        metadata(model_config, facts, name),
-        template_path=str(TEMPLATE),
-        name=name,
-        repo_id=repo_id or "PATH_OR_HUB_ID",
-        facts=facts,
-        config=model_config,
-        layers=_layers(model_config),
-        space=SearchSpace.from_dict(space) if space else None,
-        is_custom=isinstance(model_config, LightHubertConfig),
-        frames_per_second=f"{SAMPLING_RATE / strides:g}",
-        family=family_section(facts.family),
-        plain=plain_hubert(model_config),
-        plain_class=(model_config.architectures or ["HubertModel"])[0].removeprefix("Light"),
-        usage=usage_of(model_config),
-        subnet_json=json.dumps(subnet.to_dict()) if subnet else None,
-        picture=PICTURE_FILE,
-        human=human,
-        clip_seconds=f"{CLIP_SECONDS:g}",
-        cell=_cell,
-        source=_source,
-        dataset=_dataset,
-    )
+    data = metadata(model_config, facts, name)
+    values = data.to_dict() | {
+        "card_data": data.to_yaml(),
+        "name": name,
+        "repo_id": repo_id or "PATH_OR_HUB_ID",
+        "facts": facts,
+        "config": model_config,
+        "layers": _layers(model_config),
+        "space": SearchSpace.from_dict(space) if space else None,
+        "is_custom": isinstance(model_config, LightHubertConfig),
+        "frames_per_second": f"{SAMPLING_RATE / strides:g}",
+        "family": family_section(facts.family),
+        "plain": plain_hubert(model_config),
+        "plain_class": (model_config.architectures or ["HubertModel"])[0].removeprefix("Light"),
+        "usage": usage_of(model_config),
+        "subnet_json": json.dumps(subnet.to_dict()) if subnet else None,
+        "picture": PICTURE_FILE,
+        "human": human,
+        "clip_seconds": f"{CLIP_SECONDS:g}",
+        "cell": _cell,
+        "source": _source,
+        "dataset": _dataset,
+    }
+    return ModelCard(_template().render(values))
 
 
 def family_section(members: Sequence[FamilyMember]) -> str:

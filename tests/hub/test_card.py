@@ -25,6 +25,8 @@ from lighthubert_hf.hub.card import (
     with_family,
 )
 
+from ..examples import examples
+
 WER = EvalResult(
     task_type="automatic-speech-recognition",
     dataset_type="openslr/librispeech_asr",
@@ -298,7 +300,7 @@ def test_facts_survive_json(facts):
     assert CardFacts.from_dict(json.loads(json.dumps(facts.to_dict()))) == facts
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(FACTS)
 def test_any_facts_give_a_card_that_the_client_accepts(facts):
     text = str(render_card(config(), facts, "acme/light"))

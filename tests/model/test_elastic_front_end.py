@@ -15,6 +15,7 @@ from lighthubert_hf.model.elastic import ElasticConv1d, ElasticGroupNorm, Elasti
 from lighthubert_hf.model.front_end import FrontEnd
 
 from .. import processes
+from ..examples import examples
 from ..precision import assert_as_exact, in_double
 from ..tiny import TINY_SPACE
 
@@ -28,7 +29,9 @@ FRONT_ENDS = {
     "group norm": {"feat_extract_norm": "group"},
     "group norm, bias": {"feat_extract_norm": "group", "conv_bias": True, "conv_norm_per_width": True},
 }
-every_subnet = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+every_subnet = settings(
+    max_examples=examples(8), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture(scope="module", params=FRONT_ENDS)

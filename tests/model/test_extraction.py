@@ -23,6 +23,7 @@ from lighthubert_hf import (
     Subnet,
 )
 
+from ..examples import examples
 from ..precision import assert_as_exact, in_double
 
 CLASSES = (
@@ -36,7 +37,9 @@ CLASSES = (
 UNEQUAL = Subnet(48, (1, 4, 2), (96, 72, 144))
 PLAIN = Subnet(64, (4, 4, 4, 4), (192, 192, 192, 192))
 # A random subnet of the tiny space per example, with the shared models as they are.
-every_subnet = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+every_subnet = settings(
+    max_examples=examples(12), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture(scope="module", params=CLASSES, ids=lambda cls: cls.__name__.removeprefix("LightHubert"))

@@ -20,6 +20,7 @@ from lighthubert_hf.model.elastic import ElasticLinear
 from lighthubert_hf.model.fast_linear import can_multiply, multiply
 from lighthubert_hf.model.fast_paths import has_onednn
 
+from ..examples import examples
 from ..precision import assert_as_exact, assert_rounded_alike, in_double
 
 pytestmark = pytest.mark.numerical
@@ -48,7 +49,7 @@ def assert_as_layer(found, layer, x, gelu=None):
     assert_rounded_alike(found, gelu(wanted) if gelu else wanted, width + (10 if gelu else 1), size)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(st.integers(1, 3), st.integers(1, 70), st.integers(1, 40), st.integers(1, 40))
 def test_equals_the_layer(batch, rows, width, size):
     layer, x, gelu = nn.Linear(width, size), torch.randn(batch, rows, width), ACT2FN["gelu"]

@@ -19,6 +19,7 @@ from lighthubert_hf.model.fast_encoder import FRAMES_PER_GROUP, length_groups
 from lighthubert_hf.model.fast_linear import activate
 from lighthubert_hf.model.fast_paths import WeightCache, is_recorded
 
+from ..examples import examples
 from ..precision import assert_as_exact, assert_gradients_as_exact, gradients, in_double
 
 
@@ -54,7 +55,7 @@ def transforms(monkeypatch):
     return runs
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(st.integers(1, 33), st.integers(1, 250), st.integers(1, 3), st.sampled_from([(8, 2), (6, 6), (5, 1)]))
 def test_positional_convolution_equals_the_direct_one(kernel, frames, rows, shape):
     conv, x = make_conv(shape[0], kernel, shape[1]).double(), torch.randn(rows, frames, shape[0]).double()
@@ -181,7 +182,7 @@ def test_a_cache_keeps_what_it_has_and_computes_anew_what_changed():
     assert len(calls) == 5
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
     st.lists(st.integers(1, 9), min_size=1, max_size=3),

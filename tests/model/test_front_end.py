@@ -17,6 +17,7 @@ from lighthubert_hf import LightHubertModel
 from lighthubert_hf.model import channels_last, channels_last_autograd
 from lighthubert_hf.model.front_end import FrontEnd, conv_output_lengths, receptive_field
 
+from ..examples import examples
 from ..precision import assert_as_exact, assert_gradients_as_exact, gradients, in_double
 
 pytestmark = pytest.mark.numerical
@@ -112,7 +113,7 @@ def stacks(draw):
     return overrides, draw(st.integers(0, 150)), draw(st.integers(1, 3))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(stacks())
 def test_any_stack_equals_the_modules(stack):
     overrides, extra, rows = stack

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lighthubert_hf import LightHubertForCTC, LightHubertModel, Subnet
 
+from ..examples import examples
 from ..precision import assert_as_exact, in_double
 
 FIELD, HOP = 400, 320
@@ -111,7 +112,7 @@ def test_dropped_layers_get_no_gradient(tiny_supernet, waveforms):
 
 @pytest.mark.numerical
 @torch.no_grad()
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(FIELD, 6000), min_size=1, max_size=4), seed=st.integers(0, 2**32))
 def test_a_padded_batch_equals_each_utterance_alone(model, exact, lengths, seed):
     torch.manual_seed(seed)

@@ -13,6 +13,8 @@ from torch.nn.utils import parameters_to_vector
 
 from lighthubert_hf import LightHubertForSequenceClassification, LightHubertModel
 
+from ..examples import examples
+
 CONV, POSITION = "conv_layers.3.conv.weight", "parametrizations.weight.original1"
 LINEARS = ("q_proj.weight", "out_proj.weight", "intermediate_dense.weight", "output_dense.weight")
 KINDS = (CONV, POSITION, *LINEARS)
@@ -109,7 +111,7 @@ def warm(make_model):
     return make_model(LightHubertModel, search_space=None, feat_extract_norm="layer")
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(st.data())
 def test_a_write_to_any_one_weight(warm, data):
     waveforms = torch.randn(1, 15_000, generator=torch.Generator().manual_seed(0))  # 46 frames: every tap meets some

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lighthubert_hf import LightHubertModel, SearchSpace
 from lighthubert_hf.conversion.layout.importance import ffn_importance, ffn_use, head_importance, rearrangements
 
+from ...examples import examples
 from ...precision import assert_as_exact, assert_rounded_alike, in_double
 
 
@@ -31,7 +32,7 @@ def rearrange(model, space):
 
 
 @pytest.mark.numerical
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(space=SPACES, seed=st.integers(0, 5))
 @torch.no_grad()
 def test_largest_subnet_computes_the_same(make_model, waveforms, space, seed):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lighthubert_hf.training.audio.batching import training_loader, validation_loader
 from lighthubert_hf.training.audio.sources import AudioSource
 
+from ...examples import examples
 from ..stored_speech import ROWS_PER_SHARD, encode, write_parquet_shards
 
 NUM_ROWS = sum(ROWS_PER_SHARD)
@@ -57,7 +58,7 @@ def test_lengths_are_matched_inside_a_window(shards):
     assert padding(64) < padding(7) / 2
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(data=st.data())
 def test_resuming_twice_changes_nothing(shards, data):
     options = {

@@ -14,6 +14,7 @@ from transformers import Wav2Vec2FeatureExtractor
 
 from lighthubert_hf.training.audio.decoding import AudioDecodeError, Recording, load_audio, normalise, open_regular
 
+from ...examples import examples
 from ...precision import assert_as_exact
 from ..stored_speech import encode
 
@@ -142,7 +143,7 @@ def test_flac_of_unknown_length_is_read():
     np.testing.assert_array_equal(unknown.read(20_000, 21_000)[0], known.read(20_000, 21_000)[0])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(data=st.data(), kind=st.sampled_from(["WAV", "FLAC", "OGG"]))
 def test_a_part_is_what_the_whole_holds_there(data, kind):
     """Whatever the rate, and however the blocks fall."""

@@ -14,6 +14,8 @@ from lighthubert_hf.training.audio.padding import batches_of_similar_length, pad
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.synthetic.speech import synthesise_corpus
 
+from ...examples import examples
+
 LENGTHS = st.lists(st.integers(1, 40_000), min_size=1, max_size=30)
 
 
@@ -78,7 +80,7 @@ def test_ranks_share_an_epoch():
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 def test_resuming_twice_gives_what_an_uninterrupted_run_gives(first, second):
     lengths = list(range(8000, 16000, 500))
     whole = list(islice(batches(lengths), first + second + 5))
@@ -92,7 +94,7 @@ def test_resuming_twice_gives_what_an_uninterrupted_run_gives(first, second):
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 15))
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 def test_another_number_of_ranks_goes_on_where_these_were(before, after, count):
     """Within an epoch nothing comes twice, and what is left out is less than a round of either."""
     lengths = list(range(8000, 16000, 200))

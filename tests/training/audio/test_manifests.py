@@ -22,6 +22,7 @@ from lighthubert_hf.training.audio.manifests import BadRow, Manifest, read_manif
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.audio.streaming import AudioStream
 
+from ...examples import examples
 from ..stored_speech import encode
 
 TEXTS = {"a.wav": "Grüße, «мир»", "b.wav": "null", "c.wav": "007", "d.wav": 'sie sagte "ja"'}
@@ -264,7 +265,7 @@ def test_rows_of_a_table_that_do_not_fit_its_header_are_bad(clips):
     assert list(found) == ["x\ny", "z"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     rows=st.lists(
         st.tuples(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8"))), min_size=1, max_size=5
@@ -281,7 +282,7 @@ def test_any_table_is_read_as_it_was_written(tmp_path_factory, rows, bom):
     assert found == [{"path": path, "text": text} for path, text in rows]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(data=st.binary(max_size=200), suffix=st.sampled_from([".csv", ".tsv", ".jsonl", ".json"]))
 def test_any_bytes_are_rows_bad_rows_or_an_error_of_one_line(tmp_path_factory, data, suffix):
     path = tmp_path_factory.getbasetemp() / f"noise{suffix}"
@@ -299,7 +300,7 @@ def test_any_bytes_are_rows_bad_rows_or_an_error_of_one_line(tmp_path_factory, d
         assert isinstance(manifest.row(number), (dict, BadRow))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(number=st.integers(1, 300))
 def test_shards_hold_every_row_once_in_order(number):
     manifest = Manifest([json.dumps({"n": row}) for row in range(number)], [str(row) for row in range(number)], [])

@@ -17,6 +17,7 @@ from lighthubert_hf.training.audio.row_paths import RowPaths
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.audio.streaming import AudioStream
 
+from ...examples import examples
 from ..stored_speech import encode
 
 
@@ -141,7 +142,7 @@ def test_what_is_allowed_is_read(tmp_path):
 SEGMENTS = st.sampled_from(["..", ".", "a", "set", "outside", "", "%2e%2e", "evil.com", "link", "\\..", "a\0"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     parts=st.lists(SEGMENTS, max_size=8),
     prefix=st.sampled_from(["", "/", "/set/", "file:///", "http://host/data/", "http://host.evil/data/"]),

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.audio.streaming import AudioStream
 
+from ...examples import examples
+
 
 def _ramp(folder, seconds, name="long.flac", sampling_rate=16_000, channels=1):
     """A recording whose samples say where they are; further channels are the negative of the first."""
@@ -43,7 +45,7 @@ def test_every_epoch_hears_every_part(tmp_path):
     assert places[:10] != sorted(places[:10])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(data=st.data())
 def test_segments_resume(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp() / "segments"
@@ -63,7 +65,7 @@ def test_segments_resume(tmp_path_factory, data):
         np.testing.assert_array_equal(one["input_values"], other["input_values"])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(seconds=st.floats(0.5, 12), crop=st.floats(0.5, 4))
 def test_segments_cover_a_recording_once(tmp_path_factory, seconds, crop):
     source = _ramp(tmp_path_factory.mktemp("set"), seconds)

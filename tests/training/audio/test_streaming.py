@@ -22,6 +22,7 @@ from lighthubert_hf.training.audio.reading import ShuffledReader
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.audio.streaming import AudioStream
 
+from ...examples import examples
 from ..stored_speech import ROWS_PER_SHARD, encode, write_parquet_shards
 
 NUM_ROWS = sum(ROWS_PER_SHARD)
@@ -62,7 +63,7 @@ def test_unshuffled_pass_reads_rows_as_stored(shards):
     assert texts_of(make_stream(folder, shuffle=False, repeat=False))[0] == texts
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(seed=st.integers(0, 2**31), window=st.integers(1, 40), opened=st.integers(1, 7), world_size=st.integers(1, 9))
 def test_every_row_once_per_epoch_over_all_processes(shards, seed, window, opened, world_size):
     # Nine processes are more than there are shards.
@@ -90,7 +91,7 @@ def test_shuffling_mixes_shards(shards):
     assert len({text.split("-")[0] for text in texts}) >= 3
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(data=st.data())
 def test_resuming_twice_changes_nothing(shards, data):
     folder, _ = shards

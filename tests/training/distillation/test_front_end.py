@@ -17,6 +17,7 @@ from lighthubert_hf.training.distillation.progress import read_log
 from lighthubert_hf.training.distillation.run import distill
 from lighthubert_hf.training.distillation.teacher import Teacher
 
+from ...examples import examples
 from ...precision import assert_as_exact, assert_gradients_as_exact, in_double
 from .encoders import FAMILIES, make_encoder
 from .test_step import NO_DROPOUT, gradients, make_batch, make_step, weights
@@ -132,7 +133,7 @@ def test_subnets_of_one_step_run_the_front_end_of_their_own(tiny_recipe):
     assert_gradients_as_exact(together, one_by_one(torch.float32), one_by_one(torch.float64))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(seed=st.integers(0, 1000), norm=st.sampled_from(["layer", "group"]), per_width=st.booleans())
 def test_ordering_keeps_the_function(seed, norm, per_width):
     model = elastic_model(norm, per_width, seed)

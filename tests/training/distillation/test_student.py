@@ -10,6 +10,7 @@ from lighthubert_hf.model.search_space import check_cuttable
 from lighthubert_hf.training.distillation.recipe import StudentSection
 from lighthubert_hf.training.distillation.student import build_student, space_within
 
+from ...examples import examples
 from ...precision import assert_as_exact, in_double
 from .encoders import make_encoder
 from .tiny import TINY_SPACE
@@ -139,7 +140,7 @@ def test_choices_follow_from_the_sizes_where_none_are_given():
     assert build(search_space=None).search_space is None
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.integers(1, 12), st.integers(1, 8), st.sampled_from([1, 2, 4, 16]), st.integers(1, 24), st.integers(1, 5))
 def test_every_derived_choice_can_be_cut(heads, steps, groups, layers, ratio):
     width = 16 * steps

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from lighthubert_hf.training.finetuning.beam_search import BeamSearch
 from lighthubert_hf.training.finetuning.processors import build_processor, characters
 
+from ...examples import examples
+
 PROCESSOR = build_processor(characters(["ab", "a b"]))  # blank, unknown, space, a, b
 ARPA = """\\data\\
 ngram 1=5
@@ -40,7 +42,7 @@ def written(path):
 
 
 @given(st.integers(0, 10_000), st.integers(1, 5))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 def test_without_pruning_it_finds_the_text_of_the_highest_probability(seed, frames):
     scores = np.random.default_rng(seed).normal(size=(frames, 5)) * 2
     scores[:, 1] = -np.inf  # unknown is never put out

@@ -19,6 +19,8 @@ from lighthubert_hf.training.runs.checkpoints import (
     rotate,
 )
 
+from ...examples import examples
+
 FILES = {"model/weights": bytes(range(256)), "state/optimizer.pt": b"\0" * 100, "rng_state.pth": b"7", "empty": b""}
 
 
@@ -48,7 +50,7 @@ def flip(content, bit):
     return bytes(flipped)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(data=st.data())
 def test_whatever_happens_to_a_file_is_seen(written, tmp_path_factory, data):
     name = data.draw(st.sampled_from([*FILES, MARKER]))

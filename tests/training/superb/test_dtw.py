@@ -8,6 +8,8 @@ from lighthubert_hf.training.superb.dtw import query_distances, subsequence_cost
 from lighthubert_hf.training.superb.query_task import match_scores
 from lighthubert_hf.training.superb.splits import Utterance
 
+from ...examples import examples
+
 
 def brute_force(distances: np.ndarray) -> float:
     """The least cost over every alignment, one after the other."""
@@ -21,7 +23,7 @@ def brute_force(distances: np.ndarray) -> float:
     return min(cost for start in range(distances.shape[1]) for cost in costs(0, start)) / len(distances)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(
     query=st.integers(1, 5),
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3),
