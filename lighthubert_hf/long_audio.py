@@ -5,6 +5,7 @@ context on both sides, chunks give exactly what one forward over the whole recor
 attention sees everything, so there chunks are an approximation that gets better with more overlap.
 """
 
+import math
 from collections.abc import Iterator
 from math import prod
 
@@ -30,11 +31,16 @@ def exact_context(model: PreTrainedModel) -> int | None:
     return model.config.num_conv_pos_embeddings // 2 + sum(window // 2 for window in windows)
 
 
+def seconds_to_frames(seconds: float, hop: int) -> int:
+    """Whole frames of `hop` samples in so many seconds; negative of a negative time."""
+    return math.floor(seconds * SAMPLING_RATE / hop + 1e-6)  # what is a whole number but for rounding counts as one
+
+
 def iterate_long_features(
     model: PreTrainedModel,
     input_values: torch.Tensor,
     chunk_seconds: float = 20.0,
-    overlap_seconds: float | None = None,
+    overlap_seconds: float | tuple[float, float] | None = None,
     layer: int = -1,
 ) -> Iterator[torch.Tensor]:
     """The features of one recording, chunk by chunk, `(frames, hidden_size)` each; see `extract_long_features`.
@@ -45,13 +51,13 @@ def iterate_long_features(
     waveform = _single_waveform(model, input_values)
     hop, field = prod(model.config.conv_stride), receptive_field(model.config)
     num_frames = conv_output_lengths(len(waveform), model.config)
-    chunk = int(chunk_seconds * SAMPLING_RATE / hop)
-    context = _context(model, overlap_seconds, hop)
+    chunk = seconds_to_frames(chunk_seconds, hop)
+    left, right = _context(model, overlap_seconds, hop)
     if chunk < 1:
         raise ValueError(f"chunk_seconds must be at least one frame ({hop / SAMPLING_RATE} s), got {chunk_seconds}")
     for start in range(0, num_frames, chunk):
         stop = min(start + chunk, num_frames)
-        first, last = max(0, start - context), min(stop + context, num_frames)
+        first, last = max(0, start - left), min(stop + right, num_frames)
         samples = waveform[first * hop : (last - 1) * hop + field]
         with torch.no_grad():
             outputs = model(samples[None].to(model.device), output_hidden_states=None if layer == -1 else layer)
@@ -63,7 +69,7 @@ def extract_long_features(
     model: PreTrainedModel,
     input_values: torch.Tensor,
     chunk_seconds: float = 20.0,
-    overlap_seconds: float | None = None,
+    overlap_seconds: float | tuple[float, float] | None = None,
     layer: int = -1,
 ) -> torch.Tensor:
     """The features of one recording of any length: `(frames, hidden_size)`, on the device of `input_values`.
@@ -76,8 +82,8 @@ def extract_long_features(
             The 16 kHz waveform, normalised as a whole by the feature extractor.
         chunk_seconds: new audio per forward.
         overlap_seconds:
-            Context on either side of a chunk. By default as much as makes the result exact where every layer has a
-            sliding window (`exact_context`), else 5 seconds, which is an approximation.
+            Context on either side of a chunk, or on its left and its right. By default as much as makes the result
+            exact where every layer has a sliding window (`exact_context`), else 5 seconds, which is an approximation.
         layer: which of the hidden states to return; -1 is `last_hidden_state`.
 
     Raises:
@@ -108,13 +114,14 @@ def _single_waveform(model: PreTrainedModel, input_values: torch.Tensor) -> torc
     return waveform
 
 
-def _context(model: PreTrainedModel, overlap_seconds: float | None, hop: int) -> int:
-    """Frames of context on either side."""
+def _context(model: PreTrainedModel, overlap_seconds: float | tuple[float, float] | None, hop: int) -> tuple[int, int]:
+    """Frames of context on the left and on the right."""
     if overlap_seconds is None:
         exact = exact_context(model)
         if exact is not None:
-            return exact
+            return exact, exact
         overlap_seconds = APPROXIMATE_OVERLAP_SECONDS
-    if overlap_seconds < 0:
+    left, right = overlap_seconds if isinstance(overlap_seconds, tuple) else (overlap_seconds, overlap_seconds)
+    if min(left, right) < 0:
         raise ValueError(f"overlap_seconds must not be negative, got {overlap_seconds}")
-    return int(overlap_seconds * SAMPLING_RATE / hop)
+    return seconds_to_frames(left, hop), seconds_to_frames(right, hop)

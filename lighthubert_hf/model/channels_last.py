@@ -150,6 +150,16 @@ def run_layers(layers: Sequence[Layer], wave: torch.Tensor, frames: int) -> torc
     return out[:frames]
 
 
+def run_layer(layer: Layer, source: torch.Tensor, rows: int) -> torch.Tensor:
+    """The first `rows` outputs of one layer, `(rows, out_channels)`. `source`, `(rows, in_channels)`, stays."""
+    room = source.new_zeros(layer.conv.rows_in(rows) + SLACK, source.shape[1])
+    seen = min(len(room), len(source))
+    room[:seen] = source[:seen]
+    out = source.new_empty(rows + 1, layer.conv.out_channels)
+    layer.run(room, rows, out)
+    return out[:rows]
+
+
 def _rows_out(convs: Sequence[PackedConv], frames: int) -> list[int]:
     """Rows each layer must make for `frames` outputs of the last."""
     rows = [frames]

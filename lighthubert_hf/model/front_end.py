@@ -14,7 +14,7 @@ from transformers import HubertConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .channels_last import Layer, Norm, PackedConv, fold_group_norm, run_layers
+from .channels_last import Layer, Norm, PackedConv, fold_group_norm, run_layer, run_layers
 from .channels_last_autograd import ConvNormGelu
 from .elastic import ElasticConv1d, ElasticGroupNorm, ElasticLayerNorm, state_of
 from .fast_paths import HALF_OR_MORE, PRECISE, WeightCache, is_gelu, is_watched, runs_plainly, wants_gradients
@@ -173,6 +173,43 @@ class FrontEnd(nn.Module):
         valid = frames < conv_output_lengths(lengths, self.config)[:, None]
         return hidden_states.masked_fill(~valid[..., None], 0)
 
+    @torch.no_grad()
+    def advance(
+        self, signal: torch.Tensor, tails: Sequence[torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The next frames of signals that come in pieces: together what `forward` makes of the whole, nothing twice.
+
+        Args:
+            signal: `(batch, samples)`, the next piece of each signal.
+            tails: What came back for the piece before: of every convolution the end of its input, which windows to
+                come see as well. `None`: `signal` is the first piece.
+
+        Returns:
+            The frames that are now complete, `(batch, frames, channels)`, and the tails, `(batch, rows, channels)`.
+
+        Raises:
+            ValueError: The first norm is over time, or a convolution skips samples.
+        """
+        if self.config.feat_extract_norm == "group":
+            raise ValueError("a front end with a group norm, which is over the whole signal, cannot run in pieces")
+        if any(kernel < stride for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride)):
+            raise ValueError("a front end with a stride wider than its kernel cannot run in pieces")
+        pieces: Sequence[torch.Tensor | None] = [None] * len(self.conv_layers) if tails is None else tails
+        packed = self._packed_layers() if self._is_plain(signal) else None
+        source, kept = signal[..., None], []
+        for index, (layer, tail) in enumerate(zip(self.conv_layers, pieces)):
+            source = source if tail is None else torch.cat([tail, source], 1)
+            kernel, stride = self.config.conv_kernel[index], self.config.conv_stride[index]
+            rows = max(0, (source.shape[1] - kernel) // stride + 1)
+            kept.append(source[:, rows * stride :].clone())
+            if not rows:
+                source = source.new_empty(len(source), 0, self.active_channels[index])
+            elif packed is None:
+                source = layer(source.transpose(1, 2)).transpose(1, 2)
+            else:
+                source = torch.stack([run_layer(packed[index], row, rows) for row in source])
+        return source, kept
+
     def _without_mean(self, input_values: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         """`input_values` without the mean of each row's valid samples, where the first norm is over time.
 
@@ -199,8 +236,12 @@ class FrontEnd(nn.Module):
         return (
             len(input_values) > 0
             and input_values.shape[1] >= receptive_field(self.config)
-            and runs_plainly([input_values, *self.parameters()], HALF_OR_MORE)
-            and all(_is_untouched(layer) for layer in self.conv_layers)
+            and self._is_plain(input_values)
+        )
+
+    def _is_plain(self, input_values: torch.Tensor) -> bool:
+        return runs_plainly([input_values, *self.parameters()], HALF_OR_MORE) and all(
+            _is_untouched(layer) for layer in self.conv_layers
         )
 
     def _can_train_channels_last(self, input_values: torch.Tensor) -> bool:
@@ -212,12 +253,22 @@ class FrontEnd(nn.Module):
     @torch.no_grad()
     def _run_packed(self, input_values: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         """Without gradients: on packed weights, in chunks."""
+        layers = self._packed_layers()
+        rows, frames = self._valid_rows(input_values, lengths)
+        if self.config.feat_extract_norm == "layer":
+            made = self._run_as_one(rows, frames, 0, lambda wave, num: run_layers(layers, wave, num))
+        else:
+            made = [self._run_normalised_over_time(layers, row, num) for row, num in zip(rows, frames)]
+        return self._padded(made, input_values)
+
+    def _packed_layers(self) -> list[Layer]:
+        """All layers on packed weights; a group norm is left out."""
         convs = self._packed.get(
             [layer.conv.weight for layer in self.conv_layers],
             lambda: [PackedConv(state_of(layer.conv)["weight"], layer.conv.stride[0]) for layer in self.conv_layers],
             self.active_channels,
         )
-        layers = [
+        return [
             Layer(
                 conv,
                 state_of(layer.conv)["bias"],
@@ -226,12 +277,6 @@ class FrontEnd(nn.Module):
             )
             for conv, layer in zip(convs, self.conv_layers)
         ]
-        rows, frames = self._valid_rows(input_values, lengths)
-        if self.config.feat_extract_norm == "layer":
-            made = self._run_as_one(rows, frames, 0, lambda wave, num: run_layers(layers, wave, num))
-        else:
-            made = [self._run_normalised_over_time(layers, row, num) for row, num in zip(rows, frames)]
-        return self._padded(made, input_values)
 
     def _run_normalised_over_time(self, layers: list[Layer], row: torch.Tensor, frames: int) -> torch.Tensor:
         """With a group norm the statistics of the first layer, so its weights, are each row's own."""

@@ -5,7 +5,7 @@ chose; without it they are ordinary static layers. State-dict names are those of
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -267,20 +267,14 @@ class LightHubertEncoder(nn.Module):
         masks = self._attention_masks(hidden_states, attention_mask)
         if attention_mask is not None:
             hidden_states = hidden_states.masked_fill(~attention_mask[..., None], 0)
-        hidden_states = hidden_states + self.pos_conv_embed(hidden_states)
-        if not self.config.do_stable_layer_norm:
-            hidden_states = self.layer_norm(hidden_states)
-        hidden_states = self.dropout(hidden_states)
+        hidden_states = self.add_positions(hidden_states)
         states, attentions = [hidden_states], []
         for index in self.active_layers:
             if self.training and self.config.layerdrop > 0 and torch.rand([]) < self.config.layerdrop:
                 states.append(hidden_states)
                 attentions.append(None)
                 continue
-            layer, options = self.layers[index], masks[index]
-            if layer.active is not None:
-                options = options | {"active": layer.active}
-            hidden_states, weights = layer(hidden_states, **options)
+            hidden_states, weights = self.run_layer(index, hidden_states, masks[index])
             states.append(hidden_states)
             attentions.append(weights)
         if self.config.do_stable_layer_norm:
@@ -291,6 +285,22 @@ class LightHubertEncoder(nn.Module):
             attentions=tuple(attentions) if output_attentions else None,
         )
 
+    def add_positions(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What the first layer reads, of the projected features: both `(B, T, E)`."""
+        hidden_states = hidden_states + self.pos_conv_embed(hidden_states)
+        if not self.config.do_stable_layer_norm:
+            hidden_states = self.layer_norm(hidden_states)
+        return self.dropout(hidden_states)
+
+    def run_layer(
+        self, index: int, hidden_states: torch.Tensor, options: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Layer `index` on `(B, T, E)`, with the `attention_options` of its window."""
+        layer = self.layers[index]
+        if layer.active is not None:
+            options = options | {"active": layer.active}
+        return layer(hidden_states, **options)
+
     def _attention_masks(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> list[dict]:
         """Keyword arguments of every layer's attention; layers of the same window share one mask."""
         config = self.config
@@ -298,12 +308,13 @@ class LightHubertEncoder(nn.Module):
             windows = [shape.attention_window for shape in config.layer_shapes]
         else:
             windows = [config.attention_window] * len(self.layers)
-        shared = {window: self._attention_mask(window, hidden_states, attention_mask) for window in set(windows)}
+        shared = {window: self.attention_options(window, hidden_states, attention_mask) for window in set(windows)}
         return [shared[window] for window in windows]
 
-    def _attention_mask(
+    def attention_options(
         self, window: int | None, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> dict:
+        """Keyword arguments of the attention of a layer with `window`; `attention_mask` as in `forward`."""
         if window is None:
             mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
             return {"attention_mask": mask}
@@ -742,6 +753,11 @@ class LightHubertHeadModel(LightHubertPreTrainedModel):
     def active_state(self) -> dict[str, torch.Tensor]:
         return {} if self.layer_weights is None else {"layer_weights": self._active_layer_weights()}
 
+    def mix(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The mean of all hidden states by the learned weights of their layers."""
+        weights = self._active_layer_weights().softmax(-1)
+        return sum(w * state for w, state in zip(weights, states, strict=True))  # pyrefly: ignore[bad-return]
+
     def _active_layer_weights(self) -> torch.Tensor:
         layers = self.lighthubert.encoder.active_layers
         if len(layers) + 1 == len(self.layer_weights):
@@ -764,7 +780,7 @@ class LightHubertHeadModel(LightHubertPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         outputs = self.lighthubert(input_values, attention_mask, output_hidden_states=True, return_dict=True, **kwargs)
         states = outputs.hidden_states
-        mixed = sum(w * state for w, state in zip(self._active_layer_weights().softmax(-1), states, strict=True))
+        mixed = self.mix(states)
         selected = selected_hidden_states(output_hidden_states)
         if selected is not None:
             indices = resolve_hidden_states_indices(self, selected, num_hidden_states=len(states))
