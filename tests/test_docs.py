@@ -24,6 +24,7 @@ ELSEWHERE = {  # by the tests of their subject, which bring what they need
     "publishing.md": "hub/test_docs.py",
     "finetuning.md": "training/finetuning/test_run.py",
     "search.md": "training/distillation/test_search_docs.py",
+    "streaming.md": "streaming/test_docs.py",
 }
 COMMANDS = typer.main.get_command(app).commands
 guides = pytest.mark.parametrize("path", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))
