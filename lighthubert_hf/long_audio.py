@@ -6,7 +6,7 @@ attention sees everything, so there chunks are an approximation that gets better
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 
 import torch
@@ -25,6 +25,8 @@ def exact_context(model: PreTrainedModel) -> int | None:
     The positional convolution reaches half its kernel, each layer that runs half its window.
     """
     model = model.base_model
+    if not hasattr(model.config, "layer_shapes"):  # of transformers, where every frame hears all others
+        return None
     windows = [model.config.layer_shapes[index].attention_window for index in model.encoder.active_layers]
     if None in windows or model.config.feat_extract_norm == "group":
         return None
@@ -47,6 +49,22 @@ def iterate_long_features(
 
     For writing features to disk as they come: an hour of one layer of the default `small` subnet is 276 MB.
     """
+    for states in iterate_long_states(model, input_values, (layer,), chunk_seconds, overlap_seconds):
+        yield states[:, 0]
+
+
+def iterate_long_states(
+    model: PreTrainedModel,
+    input_values: torch.Tensor,
+    layers: Sequence[int],
+    chunk_seconds: float = 20.0,
+    overlap_seconds: float | None = None,
+) -> Iterator[torch.Tensor]:
+    """Several layers of one recording at one pass, chunk by chunk, `(frames, layers, hidden_size)` each.
+
+    The model may be another than a LightHuBERT: any encoder that `AutoModel` loads with a front end of convolutions.
+    For the arguments see `extract_long_features`.
+    """
     model = model.base_model
     waveform = _single_waveform(model, input_values)
     hop, field = prod(model.config.conv_stride), receptive_field(model.config)
@@ -55,14 +73,15 @@ def iterate_long_features(
     left, right = _context(model, overlap_seconds, hop)
     if chunk < 1:
         raise ValueError(f"chunk_seconds must be at least one frame ({hop / SAMPLING_RATE} s), got {chunk_seconds}")
+    wanted = [layer for layer in layers if layer != -1] or None
     for start in range(0, num_frames, chunk):
         stop = min(start + chunk, num_frames)
         first, last = max(0, start - left), min(stop + right, num_frames)
         samples = waveform[first * hop : (last - 1) * hop + field]
         with torch.no_grad():
-            outputs = model(samples[None].to(model.device), output_hidden_states=None if layer == -1 else layer)
-        features = outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
-        yield features[0, start - first : stop - first].to(waveform.device)
+            outputs = model(samples[None].to(model.device), output_hidden_states=wanted)
+        states = [outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer] for layer in layers]
+        yield torch.stack([state[0, start - first : stop - first] for state in states], 1).to(waveform.device)
 
 
 def extract_long_features(

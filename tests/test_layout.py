@@ -19,7 +19,7 @@ FLOORS = [
     {"lighthubert_hf.cli"},
     {"lighthubert_hf.training", "lighthubert_hf.conversion"},
     {"lighthubert_hf.search", "lighthubert_hf.hub"},
-    {"lighthubert_hf.costs", "lighthubert_hf.streaming"},
+    {"lighthubert_hf.costs", "lighthubert_hf.streaming", "lighthubert_hf.units"},
     {"lighthubert_hf.model"},
 ]
 TRAVELS_WITH = {"torch", "transformers", "huggingface_hub", *sys.stdlib_module_names}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lighthubert_hf.fingerprint import weights_fingerprint
+from lighthubert_hf.model.fingerprint import weights_fingerprint
 from lighthubert_hf.subnets import choose_subnet, named_subnets
 
 

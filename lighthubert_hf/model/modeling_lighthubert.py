@@ -34,6 +34,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import resolve_hidden_states_indices, selected_hidden_states
 
 from .activation import activation_lock, of_one_subnet
+from .codebook import Codebook, carried, encode_units, published_codebooks, save_codebooks, still_right
 from .configuration_lighthubert import LayerShape, LightHubertConfig
 from .elastic import ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d, WeightNormConv1d
 from .fast_encoder import encode_by_length
@@ -442,11 +443,13 @@ class LightHubertPreTrainedModel(PreTrainedModel):
     def extract_subnet(self, subnet: Subnet | Mapping[str, Any] | None = None) -> Self:
         """A static model of the same class that computes what `subnet` (default: the active one) computes.
 
-        The weights are copies; the supernet is left untouched.
+        The weights are copies; the supernet is left untouched. Codebooks that were made of this subnet go with it.
         """
         from .extraction import extract_subnet
 
-        return extract_subnet(self, self.active_subnet if subnet is None else subnet)
+        static = extract_subnet(self, self.active_subnet if subnet is None else subnet)
+        static.codebooks = carried(self, static.active_subnet)
+        return static
 
     def to_hubert(self) -> PreTrainedModel:
         """The same model as a plain `HubertModel`, `HubertForCTC`, …, zero-padded where its layers differ.
@@ -457,6 +460,51 @@ class LightHubertPreTrainedModel(PreTrainedModel):
         from .extraction import to_hubert
 
         return to_hubert(self)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `transformers.PreTrainedModel.from_pretrained`, with the codebooks that lie beside the weights."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if pretrained_model_name_or_path is not None:
+            commit = getattr(model.config, "_commit_hash", None)
+            options = kwargs | ({"revision": commit} if commit else {})
+            model.codebooks = published_codebooks(pretrained_model_name_or_path, **options)
+        return loaded
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As `transformers.PreTrainedModel.save_pretrained`, with the codebooks that are still right."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True) and self.codebooks and (kept := still_right(self)):
+            save_codebooks(kept, save_directory)
+
+    @property
+    def codebooks(self) -> dict[str, Codebook]:
+        """The codebooks of discrete units that were made of this model's features, by name (`layer6-500`)."""
+        return self.__dict__.setdefault("_codebooks", {})
+
+    @codebooks.setter
+    def codebooks(self, codebooks: Mapping[str, Codebook]) -> None:
+        self.__dict__["_codebooks"] = dict(codebooks)
+
+    def encode_units(
+        self, audio: Any, layer: int | None = None, clusters: int | None = None, durations: bool = False
+    ) -> Any:
+        """Discrete units of speech: the nearest centroid of every frame of 20 ms.
+
+        Args:
+            audio (`torch.Tensor` or `np.ndarray` of shape `(samples,)`, or a list of such):
+                16 kHz mono waveforms as recorded, floating point. They are normalised here, if the codebook says so.
+            layer, clusters: which codebook, if the model has several.
+            durations: take repeats together, and return how many frames each unit lasts, too.
+
+        Returns:
+            `torch.LongTensor` of shape `(frames,)`; with `durations` two of shape `(runs,)`; for a list a list.
+
+        Raises:
+            ValueError: if the model has no such codebook, or the audio is no waveform.
+        """
+        return encode_units(self, audio, layer=layer, clusters=clusters, durations=durations)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """As `transformers.PreTrainedModel.push_to_hub`, with all that a reader needs, in one commit.

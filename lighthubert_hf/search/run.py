@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lighthubert_hf.costs.latency import LatencyTable
 from lighthubert_hf.costs.measuring import describe_machine
-from lighthubert_hf.fingerprint import weights_fingerprint
+from lighthubert_hf.model.fingerprint import weights_fingerprint
 from lighthubert_hf.model.search_space import Subnet
 
 from .costs import Cost, Limit, Limits, cost_function

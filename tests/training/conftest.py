@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from lighthubert_hf import LightHubertModel
+from lighthubert_hf.hub.folder import save_model_folder
+from lighthubert_hf.training.units.fitting import FitResult, fit_codebooks
+
 from .faulty_server import FaultyServer
 from .stored_speech import write_parquet_shards
 
@@ -27,3 +31,12 @@ def faulty_server(shards, monkeypatch):
     server = FaultyServer(Path(shards[0]) / "data")
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def unit_model(make_model, shards, tmp_path_factory) -> tuple[Path, FitResult]:
+    """A model folder with codebooks of two layers, and what fitting them said. Not to be changed."""
+    folder = tmp_path_factory.mktemp("units") / "model"
+    save_model_folder(make_model(LightHubertModel, search_space=None), folder)
+    result = fit_codebooks(folder, shards[0], (1, 3), 12, steps=2, progress=False)
+    return folder, result

@@ -326,6 +326,8 @@ def _streamed(dataset):
     """A `Dataset` as a stream, without what formats and transforms would make of its rows."""
     if not hasattr(dataset, "to_iterable_dataset"):
         return dataset
+    if not len(dataset):
+        raise ValueError("the data set in memory has no rows; give one that has")
     return dataset.with_format(None).to_iterable_dataset(num_shards=max(1, min(_SHARDS_OF_MEMORY, len(dataset))))
 
 

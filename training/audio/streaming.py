@@ -52,6 +52,7 @@ class AudioStream:
       mean and unit variance (as `Wav2Vec2FeatureExtractor` does, on what the model sees);
     * `text` (`str` or `None`): the transcript (of the whole, if cropped);
     * `num_samples` (`int`): length of `input_values`;
+    * `path` (`str` or `None`): the file it is of, or what its row calls it;
     * `columns` (`dict`): all other columns, of sources with `all_columns`.
 
     The order is a function of the arguments alone. Within an epoch of a source every row comes exactly once, over all
@@ -209,6 +210,7 @@ class AudioStream:
             last_useful[raw.source] = raw.epoch
             input_values = normalise(heard.waveform) if self.normalised else heard.waveform
             example = {"id": raw.id, "input_values": input_values, "text": raw.text, "num_samples": len(input_values)}
+            example["path"] = raw.audio.get("path")
             if raw.columns is not None:
                 example["columns"] = raw.columns
             yield example, {"settings": self._settings, **place, "counts": dict(counts)}

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoFeatureExtractor, PreTrainedModel
 from transformers.utils import cached_file
 
-from lighthubert_hf.fingerprint import weights_fingerprint
 from lighthubert_hf.hub.folder import PREPROCESSOR, PROCESSOR
 from lighthubert_hf.loading import load_encoder
+from lighthubert_hf.model.fingerprint import weights_fingerprint
 from lighthubert_hf.model.front_end import receptive_field
 from lighthubert_hf.model.search_space import Subnet
 from lighthubert_hf.subnets import choose_subnet
@@ -71,30 +71,38 @@ class Upstream:
         facts = [FEATURES_VERSION, type(self.model).__name__, self.normalised, config]
         return weights_fingerprint(self.model, facts)
 
-    def features(self, waveforms: Sequence[np.ndarray], batch_seconds: float = 60.0) -> list[torch.Tensor]:
+    def features(
+        self, waveforms: Sequence[np.ndarray], batch_seconds: float = 60.0, layers: Sequence[int] | None = None
+    ) -> list[torch.Tensor]:
         """All hidden states of each waveform, `(frames, states, width)` in float32 on the model's device.
 
         Args:
             waveforms: `(samples,)` each, 16 kHz, as recorded; one too short for a frame is padded to one.
             batch_seconds: Audio that runs together. A model whose features depend on padding (transformers'
                 own with a group norm) sees every waveform by itself.
+            layers: only these of the hidden states, in this order.
         """
-        waveforms = [normalise(waveform) if self.normalised else waveform for waveform in waveforms]
+        waveforms = [self.prepared(waveform) for waveform in waveforms]
         results: list[torch.Tensor] = [torch.empty(0)] * len(waveforms)
         lengths = [len(waveform) for waveform in waveforms]
         for indices in batches_of_similar_length(lengths, seconds_together(self.model, batch_seconds)):
-            for index, states in zip(indices, self._run([waveforms[index] for index in indices]), strict=True):
+            for index, states in zip(indices, self._run([waveforms[index] for index in indices], layers), strict=True):
                 results[index] = states
         return results
 
+    def prepared(self, waveform: np.ndarray) -> np.ndarray:
+        """A waveform as recorded, as the model takes it."""
+        return normalise(waveform) if self.normalised else waveform
+
     @torch.inference_mode()
-    def _run(self, waveforms: list[np.ndarray]) -> Iterator[torch.Tensor]:
+    def _run(self, waveforms: list[np.ndarray], layers: Sequence[int] | None) -> Iterator[torch.Tensor]:
         batch = pad_waveforms(waveforms, self.field)
         values, mask = (batch[name].to(self.model.device) for name in ("input_values", "attention_mask"))
         mask[:, : self.field] = 1  # what is padded to a frame counts as one
         lengths = self.model._get_feat_extract_output_lengths(mask.sum(-1)).tolist()
         mask = None if bool(mask.all()) else mask
         states = self.model(values, attention_mask=mask, output_hidden_states=True).hidden_states
+        states = states if layers is None else [states[layer] for layer in layers]
         for row, length in enumerate(lengths):
             yield torch.stack([state[row, :length] for state in states], dim=1)
 

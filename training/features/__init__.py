@@ -1,0 +1,1 @@
+"""Features of a whole data set: read, computed and kept."""
