@@ -14,8 +14,9 @@ from lighthubert_hf.conversion.checkpoints.writing import write_safetensors
 from lighthubert_hf.hub.card import CardFacts
 from lighthubert_hf.hub.folder import complete_folder
 from lighthubert_hf.preprocessing import build_feature_extractor
+from lighthubert_hf.rearrangement import Rearrangement
 
-from .importance import Rearrangement, rearrangements
+from .importance import rearrangements
 
 HEAD = "prediction_head.weight"
 """Our name of the weight that predicts the distillation target; a supernet without it has no such head."""

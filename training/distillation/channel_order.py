@@ -5,7 +5,7 @@ knows of them and with the inputs of the next layer, leaves the function of the 
 over all channels, or of one channel each.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -28,19 +28,28 @@ def order_channels(
     """
     with _whole(model):
         importance = channel_importance(model, waveforms, seed=seed, probes=probes)
+    rearrange_channels(model, importance)
+
+
+@torch.no_grad()
+def rearrange_channels(model: LightHubertModel, importance: Sequence[torch.Tensor]) -> None:
+    """Put the important channels of every convolution first, in place.
+
+    Args:
+        importance: `(channels,)` of each convolution.
+    """
     layers = model.feature_extractor.conv_layers
     projection = model.feature_projection
     readers = [*(layer.conv for layer in layers[1:]), projection.projection]
-    with torch.no_grad():
-        for layer, reader, scores in zip(layers, readers, importance, strict=True):
-            order = scores.argsort(descending=True, stable=True)
-            written = [*layer.conv.parameters(), *(layer.layer_norm.parameters() if layer.norm else ())]
-            if reader is projection.projection:
-                written += projection.layer_norm.parameters()
-            for parameter in written:
-                if len(parameter) == len(order):  # the norms of narrower widths begin anew, below
-                    _take(parameter, order, 0)
-            _take(reader.weight, order, 1)
+    for layer, reader, scores in zip(layers, readers, importance, strict=True):
+        order = scores.argsort(descending=True, stable=True)
+        written = [*layer.conv.parameters(), *(layer.layer_norm.parameters() if layer.norm else ())]
+        if reader is projection.projection:
+            written += projection.layer_norm.parameters()
+        for parameter in written:
+            if len(parameter) == len(order):  # the norms of narrower widths begin anew, below
+                _take(parameter, order, 0)
+        _take(reader.weight, order, 1)
     share_norms_with_widths(model)
 
 

@@ -65,6 +65,25 @@ class SpaceSection(Section):
         return value
 
 
+Part = Literal["heads", "ffn", "channels", "width"]
+
+
+class OrderSection(Section):
+    """Put first what matters most to the start's own predictions, measured on training audio.
+
+    Narrow subnets take the first of everything. The whole network's function stays as it is.
+    """
+
+    seconds: PositiveFloat = Field(60.0, description="of training audio to measure on")
+    parts: list[Part] = Field(
+        ["heads", "ffn", "channels"],
+        min_length=1,
+        description="attention heads, FFN units, channels of the front end (if there is a choice of them), and the "
+        "width of the stream, as far as the groups of the positional convolution stay together",
+    )
+    probes: PositiveInt = Field(4, description="random directions in which the predictions' change is measured")
+
+
 class StudentSection(Section):
     """What is trained: a supernet, or, with `subnet` or without any space, a static model."""
 
@@ -83,13 +102,27 @@ class StudentSection(Section):
     )
     freeze_front_end: bool = False
     order_channels_on: PositiveFloat | None = Field(
-        None, description="seconds of training audio on which the front end's channels are ordered by importance first"
+        None,
+        description="seconds of training audio on which the front end's channels are ordered first, by what they do "
+        "to the projected features",
     )
+    order_on: OrderSection | None = Field(None, description="order heads, FFN units, channels by importance first")
 
     @checked(mode="after")
     def _nothing_random_is_frozen(self):
         if self.freeze_front_end and self.init == "random":
             raise ValueError("student.freeze_front_end would keep a random front end: set student.init=teacher")
+        return self
+
+    @checked(mode="after")
+    def _order_of_something(self):
+        if self.order_on and self.init == "random":
+            raise ValueError("student.order_on would order random weights: set student.init=teacher")
+        if self.order_on and self.order_channels_on and "channels" in self.order_on.parts:
+            raise ValueError(
+                "student.order_on and student.order_channels_on would both order the channels: take one away, or "
+                "leave channels out of student.order_on.parts"
+            )
         return self
 
 
@@ -234,6 +267,12 @@ class DistillationRecipe(Recipe):
             raise ValueError("objective front_end trains the front end: set student.freeze_front_end=false")
         if self.objective.name == "front_end" and self.masking is not None:
             raise ValueError("objective front_end learns from unmasked audio: set masking to null")
+        order = self.student.order_on
+        if order and "width" in order.parts and self.objective.name != "lighthubert":
+            raise ValueError(
+                f"objective {self.objective.name} compares the stream with the teacher's, in the teacher's order: "
+                "leave width out of student.order_on.parts"
+            )
         if self.validation and not self.validation.sources and self.data.synthetic_minutes is None:
             raise ValueError("validation.sources is empty; name held-out audio or remove the section validation")
         return self

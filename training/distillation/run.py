@@ -17,7 +17,6 @@ from lighthubert_hf.extras import require, require_trackers
 from lighthubert_hf.hub.card import CardFacts, teacher_license
 from lighthubert_hf.hub.folder import load_facts
 from lighthubert_hf.loading import load
-from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.batching import AudioLoader, Batch, training_loader, validation_loader
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.runs.checkpoints import checkpoint_folder, rotate
@@ -28,7 +27,6 @@ from lighthubert_hf.training.runs.schedule import make_scheduler
 from lighthubert_hf.training.runs.start import say, start_line, stopped_line, warn_if_alone
 from lighthubert_hf.training.runs.stopping import StopRequest
 
-from .channel_order import order_channels
 from .checkpoint import TrainingState, load_training_state, save_checkpoint, save_model
 from .gradients import broadcast_parameters
 from .objectives import make_objective
@@ -36,8 +34,8 @@ from .optimizer import flatten_optimizer, make_optimizer, restore_optimizer
 from .progress import TrainingLog
 from .recipe import DistillationRecipe
 from .sampler import StepSubnets
+from .start import new_student
 from .step import DistillationModel, StepResult, TrainingStep
-from .student import build_student
 from .teacher import DTYPES, Teacher, load_teacher
 from .validation import evaluate, validation_subnets
 
@@ -98,10 +96,11 @@ class _Run:
         self.recipe, self.accelerator = recipe, accelerator
         self.checkpoints = Path(recipe.output_dir) / CHECKPOINTS
         self.state = load_training_state(checkpoint) if checkpoint else None
-        self._build(checkpoint)
+        sources = _sources(recipe, accelerator)
+        self._build(checkpoint, sources[0])
         self.license = self._license(checkpoint) if accelerator.is_main_process else None
         start = self.state.step if self.state else 0
-        self._build_data()
+        self._build_data(*sources)
         self.scheduler = make_scheduler(self.optimizer, recipe.training.steps, recipe.schedule, start)
         self.state = self.state or TrainingState(step=0, num_processes=accelerator.num_processes, data=[])
         self.state.num_processes = accelerator.num_processes
@@ -121,7 +120,7 @@ class _Run:
             logger.warning("found no licence in the card of the teacher %s; the student's card will name none", path)
         return found
 
-    def _build(self, resumed: Path | None) -> None:
+    def _build(self, resumed: Path | None, audio: list[AudioSource]) -> None:
         recipe, device = self.recipe, self.accelerator.device
         # In full precision as long as the student copies it.
         encoder = load_teacher(recipe.teacher.model_copy(update={"dtype": "float32"}), recipe.seed)
@@ -130,7 +129,7 @@ class _Run:
             if recipe.student.freeze_front_end:
                 student.freeze_feature_encoder()
         else:
-            student = build_student(recipe.student, encoder, recipe.seed)
+            student = new_student(recipe, encoder, audio, self.accelerator)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             objective = make_objective(recipe.objective, encoder.config, student.config)
@@ -149,9 +148,8 @@ class _Run:
         if self.state and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
 
-    def _build_data(self) -> None:
+    def _build_data(self, training: list[AudioSource], validation: list[AudioSource]) -> None:
         recipe = self.recipe
-        training, validation = _sources(recipe, self.accelerator)
         equal_lengths = recipe.data.equal_lengths
         if equal_lengths is None:
             equal_lengths = not self.model.teacher.padding_invariant
@@ -163,11 +161,6 @@ class _Run:
         }
         options = recipe.data.model_dump(exclude={"sources", "synthetic_minutes", *shared})
         self.loader: AudioLoader = training_loader(training, seed=recipe.seed, **shared, **options)
-        if not self.state and recipe.student.order_channels_on:
-            if self.accelerator.is_main_process:
-                alone = training_loader(training, seed=recipe.seed, **shared | {"num_workers": 0}, **options)
-                self._order_channels(alone, recipe.student.order_channels_on)
-            broadcast_parameters(list(self.model.student.parameters()))  # of a front end that is frozen, too
         if self.state:
             self.loader.load_states(self.state.data)
         self.validation = None
@@ -176,17 +169,6 @@ class _Run:
             if recipe.validation.max_examples is not None:  # of all processes together
                 options["max_examples"] = -(-recipe.validation.max_examples // shared["world_size"])
             self.validation = validation_loader(validation, **shared, **options)
-
-    def _order_channels(self, loader: AudioLoader, enough: float) -> None:
-        """Of a new student, on the first `enough` seconds of the training audio."""
-        waveforms, seconds = [], 0.0
-        for batch, _ in loader:
-            for row, mask in zip(batch["input_values"], batch["attention_mask"], strict=True):
-                waveforms.append(row[: int(mask.sum())].to(self.accelerator.device))
-                seconds += len(waveforms[-1]) / SAMPLING_RATE
-            if seconds >= enough:
-                break
-        order_channels(self.model.student.lighthubert, waveforms, seed=self.recipe.seed)
 
     def train(self, stop: StopRequest) -> bool:
         """Run the steps that are left; whether a wish to stop cut them short (a checkpoint is written then)."""

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,11 +40,17 @@ _SHAPE = (
 _POSITIONS = ("num_conv_pos_embeddings", "num_conv_pos_embedding_groups", "conv_pos_batch_norm")
 
 
-def build_student(settings: StudentSection, teacher: PreTrainedModel, seed: int) -> LightHubertForPreTraining:
+def build_student(
+    settings: StudentSection,
+    teacher: PreTrainedModel,
+    seed: int,
+    order: Callable[[LightHubertForPreTraining], None] | None = None,
+) -> LightHubertForPreTraining:
     """The student on the CPU in fp32; what is not loaded is initialised from `seed`.
 
     Args:
         teacher: The teacher's encoder; its width is what the student predicts.
+        order: Reorders the student's weights in place, before a subnet is extracted.
 
     Raises:
         FileNotFoundError: `init` is no folder or Hub id.
@@ -57,6 +64,8 @@ def build_student(settings: StudentSection, teacher: PreTrainedModel, seed: int)
                 _copy_weights(teacher, student)
         else:
             student = _loaded(settings, teacher.config.hidden_size)
+    if order is not None:
+        order(student)
     if settings.subnet is not None:
         student = extracted(student, settings)
     if settings.freeze_front_end:

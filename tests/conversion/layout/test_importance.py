@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lighthubert_hf import LightHubertModel, SearchSpace
-from lighthubert_hf.conversion.layout.importance import ffn_importance, ffn_use, head_importance, rearrangements
+from lighthubert_hf.conversion.layout.importance import ffn_importance, head_importance, rearrangements
+from lighthubert_hf.rearrangement import ffn_use
 
 from ...examples import examples
 from ...precision import assert_as_exact, assert_rounded_alike, in_double

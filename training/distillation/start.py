@@ -1,0 +1,62 @@
+"""The student that a run begins with: built, its parts ordered on training audio, the same on all processes."""
+
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from lighthubert_hf import LightHubertForPreTraining
+from lighthubert_hf.preprocessing import SAMPLING_RATE
+from lighthubert_hf.training.audio.batching import training_loader
+from lighthubert_hf.training.audio.sources import AudioSource
+
+from .channel_order import order_channels
+from .gradients import broadcast_parameters
+from .importance import order_student
+from .recipe import DistillationRecipe
+from .student import build_student
+
+
+def new_student(
+    recipe: DistillationRecipe, teacher: PreTrainedModel, sources: Sequence[AudioSource], accelerator: Accelerator
+) -> LightHubertForPreTraining:
+    """As `build_student`; what the recipe wants in another order is ordered before a subnet is extracted.
+
+    The first process listens and orders alone, and all take its order.
+
+    Args:
+        sources: The training audio.
+    """
+
+    def order(student: LightHubertForPreTraining) -> None:
+        settings, device = recipe.student, accelerator.device
+        student.to(device)
+        if accelerator.is_main_process and settings.order_channels_on:
+            waveforms = _first_audio(recipe, sources, accelerator, settings.order_channels_on)
+            order_channels(student.lighthubert, waveforms, seed=recipe.seed)
+        if accelerator.is_main_process and settings.order_on:
+            waveforms = _first_audio(recipe, sources, accelerator, settings.order_on.seconds)
+            whole = settings.init == "teacher"
+            order_student(student, waveforms, settings.order_on, all_weights=whole, seed=recipe.seed)
+        broadcast_parameters(list(student.parameters()))  # of a front end that is frozen, too
+
+    ordered = recipe.student.order_channels_on or recipe.student.order_on
+    return build_student(recipe.student, teacher, recipe.seed, order if ordered else None)
+
+
+def _first_audio(
+    recipe: DistillationRecipe, sources: Sequence[AudioSource], accelerator: Accelerator, enough: float
+) -> list[torch.Tensor]:
+    """The first `enough` seconds of the first process's training audio."""
+    options = recipe.data.model_dump(exclude={"sources", "synthetic_minutes"})
+    options |= {"num_workers": 0, "equal_lengths": bool(recipe.data.equal_lengths)}
+    loader = training_loader(list(sources), seed=recipe.seed, rank=0, world_size=accelerator.num_processes, **options)
+    waveforms, seconds = [], 0.0
+    for batch, _ in loader:
+        for row, mask in zip(batch["input_values"], batch["attention_mask"], strict=True):
+            waveforms.append(row[: int(mask.sum())].to(accelerator.device))
+            seconds += len(waveforms[-1]) / SAMPLING_RATE
+        if seconds >= enough:
+            break
+    return waveforms
