@@ -77,9 +77,13 @@ class ForeignModel(DistillationModel):
 
     def __init__(self, teacher, student, objective, accelerator):
         self.teacher, self.student, self.objective, self.accelerator = teacher, student, objective, accelerator
+        self.learnt = objective
         self.freeze_front_end = self.share_front_end = False
 
-    def features(self, batch):
+    def by_front_end(self, subnets):
+        return [list(subnets)]
+
+    def features(self, batch, subnet):
         return batch.input_values
 
     def predictions(self, features, batch, subnet):

@@ -8,6 +8,7 @@ step-00010000/
     trainer.json                 step, counters, loss scale, where each process stands in the data
     optimizer.safetensors        "parameter/exp_avg", "parameter/exp_avg_sq", "parameter/step"
     objective.safetensors        the objective's own heads
+    average.safetensors          with `averaging`, once it has begun: the averaged weights
   complete.json                  written last: sizes and checksums of all files
 ```
 
@@ -49,6 +50,7 @@ class TrainingState:
         scaler: State of the fp16 loss scale; empty without one.
         optimizer: See `flatten_optimizer`.
         objective: State dict of the objective.
+        average: See `WeightAverage.state`.
     """
 
     step: int
@@ -61,6 +63,7 @@ class TrainingState:
     scaler: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, torch.Tensor] = field(default_factory=dict)
     objective: dict[str, torch.Tensor] = field(default_factory=dict)
+    average: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def save_model(folder: Path, student: LightHubertForPreTraining, card: CardFacts) -> None:
@@ -88,7 +91,9 @@ def save_checkpoint(folder: Path, student: LightHubertForPreTraining, state: Tra
         place.mkdir()
         save_file(_owned(state.optimizer), place / "optimizer.safetensors")
         save_file(_owned(state.objective), place / "objective.safetensors")
-        plain = {key: value for key, value in vars(state).items() if key not in ("optimizer", "objective")}
+        if state.average:
+            save_file(_owned(state.average), place / "average.safetensors")
+        plain = {key: value for key, value in vars(state).items() if key not in ("optimizer", "objective", "average")}
         (place / "trainer.json").write_text(json.dumps(plain), encoding="utf-8")
         mark_complete(new, state.num_processes)
 
@@ -97,10 +102,12 @@ def load_training_state(folder: Path) -> TrainingState:
     """What `save_checkpoint` was given; tensors on the CPU."""
     place = folder / "training_state"
     plain = json.loads((place / "trainer.json").read_text(encoding="utf-8"))
+    average = place / "average.safetensors"
     return TrainingState(
         **plain,
         optimizer=load_file(place / "optimizer.safetensors"),
         objective=load_file(place / "objective.safetensors"),
+        average=load_file(average) if average.exists() else {},
     )
 
 

@@ -8,6 +8,7 @@ from pydantic import model_validator as checked
 
 from lighthubert_hf.model.search_space import SearchSpace
 from lighthubert_hf.training.distillation.objectives.armhubert import ArmHubertObjectiveSection
+from lighthubert_hf.training.distillation.objectives.deep_targets import DeepTargetsSection
 from lighthubert_hf.training.distillation.objectives.distilhubert import DistilHubertObjectiveSection
 from lighthubert_hf.training.distillation.objectives.dphubert import DPHubertObjectiveSection
 from lighthubert_hf.training.distillation.objectives.front_end import FrontEndObjectiveSection
@@ -154,6 +155,16 @@ class PhaseSection(Section):
     open: list[Knob]
 
 
+class SubspaceSection(Section):
+    """Some of the choices of the search space, and how often it is drawn from; what is left out is not restricted."""
+
+    hidden_size: list[PositiveInt] | None = None
+    num_attention_heads: list[PositiveInt] | None = None
+    ffn_ratio: list[PositiveFloat] | None = None
+    num_hidden_layers: list[PositiveInt] | None = None
+    weight: PositiveFloat = 1.0
+
+
 class SamplerSection(Section):
     """Which subnets a step trains."""
 
@@ -164,6 +175,19 @@ class SamplerSection(Section):
         description="share of a subnet's loss that is its distance to the largest subnet's prediction ('sandwich')",
     )
     phases: list[PhaseSection] = Field([])
+    subspaces: list[SubspaceSection] = Field(
+        [], description="draw random subnets from one of these, instead of from the whole space"
+    )
+    spread: PositiveFloat | None = Field(
+        None,
+        description="draw all knobs of a subnet near one share of the way from smallest to largest, this far off it "
+        "(standard deviation; 0.15 keeps proportions, 1 hardly); None: each knob on its own",
+    )
+    width_exponent: float = Field(
+        0.0,
+        description="a subnet's loss counts as the share its width is of the largest, to this power: above 0 for the "
+        "wide, below 0 for the narrow",
+    )
 
     @checked(mode="after")
     def _consistent(self):
@@ -172,6 +196,8 @@ class SamplerSection(Section):
         starts = [phase.from_step for phase in self.phases]
         if starts and (starts[0] != 0 or starts != sorted(set(starts))):
             raise ValueError(f"sampler.phases must start at step 0 and ascend, got from_step {starts}")
+        if self.phases and self.subspaces:
+            raise ValueError("sampler.phases and sampler.subspaces both restrict the space: give one of them")
         return self
 
 
@@ -238,6 +264,15 @@ class TrainingSection(Section):
         return "no" if value is False else value  # YAML reads a bare `no` as false
 
 
+class AveragingSection(Section):
+    """The finished model holds an average of the weights along the last steps, see `WeightAverage`."""
+
+    kind: Literal["uniform", "ema"] = "uniform"
+    share: Share = Field(0.2, gt=0, description="of all steps, at the end, in which weights count")
+    every: PositiveInt = Field(1, description="steps from one that counts to the next")
+    decay: Share = Field(0.99, lt=1, description="'ema' only: what is kept of the average when weights come in")
+
+
 class DistillationRecipe(Recipe):
     """One stage of distillation."""
 
@@ -246,6 +281,7 @@ class DistillationRecipe(Recipe):
     teacher: TeacherSection
     student: StudentSection = StudentSection()
     objective: ObjectiveSection = LightHubertObjectiveSection()
+    deep_targets: DeepTargetsSection | None = None
     masking: MaskingSection | None = MaskingSection()
     sampler: SamplerSection = SamplerSection()
     data: DataSection
@@ -253,6 +289,7 @@ class DistillationRecipe(Recipe):
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     training: TrainingSection
+    averaging: AveragingSection | None = None
     checkpoint: CheckpointSection = CheckpointSection()
     logging: LoggingSection = LoggingSection()
     hub: HubSection | None = None
@@ -267,7 +304,17 @@ class DistillationRecipe(Recipe):
             raise ValueError("objective front_end trains the front end: set student.freeze_front_end=false")
         if self.objective.name == "front_end" and self.masking is not None:
             raise ValueError("objective front_end learns from unmasked audio: set masking to null")
+        if self.deep_targets and self.objective.name != "lighthubert":
+            raise ValueError(
+                f"deep_targets go before objective lighthubert; {self.objective.name} has targets of its own: remove "
+                "the section deep_targets"
+            )
         order = self.student.order_on
+        if order and "width" in order.parts and self.deep_targets:
+            raise ValueError(
+                "deep_targets compare the stream with the teacher's, in the teacher's order: leave width out of "
+                "student.order_on.parts"
+            )
         if order and "width" in order.parts and self.objective.name != "lighthubert":
             raise ValueError(
                 f"objective {self.objective.name} compares the stream with the teacher's, in the teacher's order: "

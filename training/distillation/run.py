@@ -27,6 +27,7 @@ from lighthubert_hf.training.runs.schedule import make_scheduler
 from lighthubert_hf.training.runs.start import say, start_line, stopped_line, warn_if_alone
 from lighthubert_hf.training.runs.stopping import StopRequest
 
+from .averaging import WeightAverage
 from .checkpoint import TrainingState, load_training_state, save_checkpoint, save_model
 from .gradients import broadcast_parameters
 from .objectives import make_objective
@@ -132,7 +133,9 @@ class _Run:
             student = new_student(recipe, encoder, audio, self.accelerator)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            objective = make_objective(recipe.objective, encoder.config, student.config)
+            objective = make_objective(
+                recipe.objective, encoder.config, student.config, recipe.deep_targets, recipe.training.steps
+            )
         if self.state:
             objective.load_state_dict(self.state.objective, strict=True)
         if recipe.training.gradient_checkpointing:
@@ -145,6 +148,9 @@ class _Run:
         self.optimizer = self.accelerator.prepare(optimizer)
         self.step = TrainingStep(self.model, self.optimizer, recipe)
         broadcast_parameters(self.step.parameters)
+        self.average = WeightAverage(recipe.averaging, recipe.training.steps) if recipe.averaging else None
+        if self.average and self.state:
+            self.average.restore(self.state.average, self.model)
         if self.state and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
 
@@ -194,6 +200,8 @@ class _Run:
         state, lr = self.state, self.optimizer.param_groups[0]["lr"]
         self.scheduler.step()
         state.step += 1
+        if self.average:
+            self.average.after_step(state.step, self.model)
         state.audio_seconds += result.audio_seconds
         state.skipped_steps += result.skipped
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if result.skipped else 0
@@ -210,10 +218,14 @@ class _Run:
         step, last = self.state.step, self.state.step == self.recipe.training.steps
         if self.validation is not None and (last or step % self.recipe.validation.every == 0):
             started = time.perf_counter()
-            losses = evaluate(self.model, self.validation, self._validation_subnets())
+            losses = evaluate(self._final() if last else self.model, self.validation, self._validation_subnets())
             self.log.validation(step, losses, time.perf_counter() - started)
         if stopping or last or step % self.recipe.checkpoint.every == 0:
             self._save(data_state)
+
+    def _final(self) -> DistillationModel:
+        """What the run is about to leave behind."""
+        return self.average.model(self.model) if self.average else self.model
 
     def _validation_subnets(self) -> dict[str, Subnet | None]:
         student = self.model.student
@@ -229,6 +241,7 @@ class _Run:
         state.pending_losses = self.log.losses
         state.optimizer = flatten_optimizer(self.optimizer.optimizer, self.parameter_names)
         state.objective = self.model.objective.state_dict()
+        state.average = self.average.state() if self.average else {}
         state.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
         folder = checkpoint_folder(self.checkpoints, state.step)
         save_checkpoint(folder, self.model.student, state, self._card())
@@ -254,7 +267,7 @@ class _Run:
 
     def finish(self, model: Path) -> Path:
         if self.accelerator.is_main_process:
-            save_model(model, self.model.student, self._card())
+            save_model(model, self._final().student, self._card())
             if self.uploader:
                 self.uploader.finish(model)
         self.accelerator.wait_for_everyone()

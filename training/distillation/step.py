@@ -20,6 +20,7 @@ from .gradients import reduce_gradients, reduce_statistics
 from .masking import draw_time_mask
 from .objectives import FrameLoss, Objective
 from .recipe import DistillationRecipe, MaskingSection
+from .sampler import loss_weight
 from .student import TEACHER_INIT
 from .teacher import Teacher
 
@@ -81,6 +82,7 @@ class DistillationModel:
                 "give the student the teacher's conv_stride"
             )
         self.teacher, self.student, self.objective, self.accelerator = teacher, student, objective, accelerator
+        self.learnt = objective.at(None)
         if not objective.runs_encoder:
             _train_front_end_only(student)
         self.freeze_front_end = not any(p.requires_grad for p in student.lighthubert.feature_extractor.parameters())
@@ -92,6 +94,11 @@ class DistillationModel:
         if self.share_front_end:
             teacher.keep_front_end()
 
+    def enter(self, step: int | None) -> None:
+        """From now on the objective is that of `step`; `None`: that of a validation."""
+        self.learnt = self.objective.at(step)
+        self.teacher.request = self.learnt.request
+
     def prepare(self, batch: Batch, masking: MaskingSection | None, *, seed: int, step: int) -> DistillationBatch:
         """Move a batch to the device, run the teacher on it and draw the masks."""
         device = self.accelerator.device
@@ -99,7 +106,7 @@ class DistillationModel:
         frames = self.student._get_feat_extract_output_lengths(lengths)  # on the CPU: no wait for the device
         width = int(self.student._get_feat_extract_output_lengths(batch["input_values"].shape[1]))
         time_mask = torch.zeros(len(lengths), width, dtype=torch.bool)
-        if masking is not None:
+        if masking is not None and self.learnt.masks:
             drawn = draw_time_mask(frames.tolist(), batch["ids"], seed=seed, step=step, **masking.model_dump())
             time_mask[:, : drawn.shape[1]] = drawn
         valid = torch.arange(width) < frames[:, None]
@@ -134,16 +141,16 @@ class DistillationModel:
         if subnet is not None:
             self.student.set_active_subnet(subnet)
         with self.accelerator.autocast():
-            if self.objective.runs_encoder:
+            if self.learnt.runs_encoder:
                 outputs = self.student.lighthubert.encode(
                     features,
                     batch.attention_mask,
                     batch.time_mask,
-                    output_hidden_states=self.objective.needs_student_states,
+                    output_hidden_states=self.learnt.needs_student_states,
                 )
             else:
                 outputs = self.student.lighthubert.feature_projection(features)
-            predictions = self.objective.predictions(self.student, outputs)
+            predictions = self.learnt.predictions(self.student, outputs)
         frames = batch.targets[0].shape[1]
         return [prediction[:, :frames] for prediction in predictions]
 
@@ -151,20 +158,20 @@ class DistillationModel:
         self, predictions: list[torch.Tensor], targets: list[torch.Tensor], batch: DistillationBatch
     ) -> FrameLoss:
         frames = targets[0].shape[1]
-        weights = self.objective.frame_weights(batch.valid, batch.time_mask)[:, :frames]
-        return self.objective(predictions, targets, weights)
+        weights = self.learnt.frame_weights(batch.valid, batch.time_mask)[:, :frames]
+        return self.learnt(predictions, targets, weights)
 
     def _targets(self, input_values, attention_mask, valid, time_mask):
         """The targets, and the front end's features if they are shared."""
         with torch.inference_mode():
             clean = self.teacher(input_values, attention_mask)
             masked = None
-            if self.objective.request.masked:
+            if self.learnt.request.masked:
                 masked = self.teacher(input_values, attention_mask, time_mask)
             frames = common_frames(valid.shape[1], clean)
             valid, time_mask = valid[:, :frames], time_mask[:, :frames]
             outputs = [None if output is None else _cut(output, frames) for output in (clean, masked)]
-            targets = self.objective.targets(*outputs, valid, time_mask)
+            targets = self.learnt.targets(*outputs, valid, time_mask)
         # Autograd refuses to keep inference tensors, hence the copies.
         front_end = None
         if self.share_front_end:
@@ -199,6 +206,7 @@ class TrainingStep:
             subnets: The same on all processes.
             stopping: Says, when the gradients are done, whether this process wants to stop after this step.
         """
+        self.model.enter(step)
         self.optimizer.zero_grad(set_to_none=True)
         loss, count = (torch.zeros((), device=self.accelerator.device) for _ in range(2))
         seconds = 0.0
@@ -234,10 +242,14 @@ class TrainingStep:
                 elif in_place:
                     own = model.loss(predictions, largest, prepared).sum
                     loss_sum = (1 - in_place) * loss_sum + in_place * own
-                self.accelerator.backward(loss_sum / (len(subnets) * self.expected_frames))
+                self.accelerator.backward(self._weight(subnet) * loss_sum / (len(subnets) * self.expected_frames))
             if features.requires_grad:
                 features.backward(shared.grad.to(features.dtype))
         return total / len(subnets), loss.count
+
+    def _weight(self, subnet: Subnet | None) -> float:
+        space, exponent = self.model.student.search_space, self.recipe.sampler.width_exponent
+        return 1.0 if space is None or not exponent else loss_weight(subnet, space, exponent)
 
     def _reduce_and_clip(self, frames: torch.Tensor) -> torch.Tensor:
         """Gradients become those of the mean over all processes' frames; returns their norm."""

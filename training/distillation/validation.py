@@ -30,6 +30,7 @@ def evaluate(model: DistillationModel, loader: AudioLoader, subnets: dict[str, S
     was_training = student.training
     active = student.active_subnet if student.search_space is not None else None
     student.eval()
+    model.enter(None)
     sums = torch.zeros(len(subnets) + 1, device=model.accelerator.device)
     for batch, _ in loader:
         prepared = model.prepare(batch, masking=None, seed=0, step=0)
@@ -39,7 +40,7 @@ def evaluate(model: DistillationModel, loader: AudioLoader, subnets: dict[str, S
             features = model.features(prepared, group[0])
             for subnet in group:
                 predictions = model.predictions(features, prepared, subnet)
-                losses.append(model.objective(predictions, prepared.targets, weights))
+                losses.append(model.learnt(predictions, prepared.targets, weights))
         sums += torch.stack([*(loss.sum for loss in losses), weights.sum()])
     *totals, count = model.accelerator.reduce(sums, "sum").tolist()
     student.train(was_training)

@@ -78,17 +78,21 @@ class OptimizerSection(Section):
 
 
 class ScheduleSection(Section):
-    """Learning rate over the steps; shares of all steps."""
+    """Learning rate over the steps; shares of all steps, see `learning_rate_scale`."""
 
-    kind: Literal["tri_stage", "linear"] = "tri_stage"
+    kind: Literal["tri_stage", "linear", "cosine", "trapezoid", "inverse_sqrt"] = "tri_stage"
     warmup: Share = 0.03
-    hold: Share = Field(0.9, description="'tri_stage' only: share of steps at the full rate")
+    hold: Share = Field(
+        0.9,
+        description="share of steps between warm-up and the last decline; not of 'linear' and 'cosine', which decline "
+        "from the warm-up on",
+    )
     initial_scale: Share = 0.01
     final_scale: Share = 0.05
 
     @checked(mode="after")
     def _fits(self):
-        if self.kind == "tri_stage" and self.warmup + self.hold > 1:
+        if self.kind not in ("linear", "cosine") and self.warmup + self.hold > 1:
             raise ValueError(f"schedule.warmup + schedule.hold must be at most 1, got {self.warmup + self.hold:g}")
         if self.kind == "tri_stage" and not self.final_scale:
             raise ValueError("schedule.final_scale must be above 0 for 'tri_stage', which decays exponentially")

@@ -2,12 +2,14 @@
 
 from collections import Counter
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lighthubert_hf import SearchSpace
 from lighthubert_hf.training.distillation.recipe import PhaseSection, SamplerSection
-from lighthubert_hf.training.distillation.sampler import KNOBS, StepSubnets
+from lighthubert_hf.training.distillation.sampler import KNOBS, StepSubnets, loss_weight
 
 SPACE = SearchSpace.small()
 
@@ -49,3 +51,48 @@ def test_progressive_shrinking_opens_one_knob_after_another():
             assert getattr(space, knob) == (full if place < phase else (max(full),))
         assert all(sampler.subnets(step)[0] in space for step in range(100 * phase, 100 * phase + 50))
     assert sampler.subnets(50) == (SPACE.largest(),)
+
+
+def test_subspaces_are_drawn_by_weight_and_kept_apart():
+    """Narrow subnets never have many heads, wide ones never few; all are of the space."""
+    subspaces = [
+        {"hidden_size": [256], "num_attention_heads": [4], "weight": 3.0},
+        {"hidden_size": [384, 512], "num_attention_heads": [6, 8], "num_hidden_layers": [12]},
+    ]
+    settings = SamplerSection(kind="sandwich", num_random=4, subspaces=subspaces)
+    sampler = StepSubnets(SPACE, settings, seed=0)
+    assert sampler.subnets(7) == StepSubnets(SPACE, settings, seed=0).subnets(7)
+    assert sampler.subnets(7)[:2] == (SPACE.largest(), SPACE.smallest())
+    drawn = [subnet for step in range(300) for subnet in sampler.subnets(step)[2:]]
+    narrow = [subnet for subnet in drawn if subnet.hidden_size == 256]
+    assert 0.7 < len(narrow) / len(drawn) < 0.8
+    assert {max(subnet.num_attention_heads) for subnet in narrow} == {4}
+    assert {subnet.num_hidden_layers for subnet in narrow} == {10, 11, 12}
+    others = [subnet for subnet in drawn if subnet.hidden_size > 256]
+    assert {min(subnet.num_attention_heads) for subnet in others} == {6}
+    assert all(subnet in SPACE and (subnet.hidden_size == 256 or subnet.num_hidden_layers == 12) for subnet in drawn)
+    with pytest.raises(ValueError, match=r"names hidden_size 640, the search space offers \[256, 384, 512\]"):
+        StepSubnets(SPACE, SamplerSection(subspaces=[{"hidden_size": [512, 640]}]), seed=0)
+    with pytest.raises(ValueError, match="both restrict"):
+        SamplerSection(subspaces=subspaces, phases=[{"from_step": 0, "open": []}])
+
+
+@pytest.mark.parametrize(("spread", "least", "most"), [(0.1, 0.85, 1.0), (3.0, -0.1, 0.1)])
+def test_near_the_diagonal_proportions_are_kept_and_choices_equally_likely(spread, least, most):
+    space = SearchSpace.small_elastic()
+    sampler = StepSubnets(space, SamplerSection(spread=spread), seed=0)
+    drawn = [sampler.subnets(step)[0] for step in range(1500)]
+    assert all(subnet in space for subnet in drawn)
+    for count in Counter(subnet.hidden_size for subnet in drawn).values():
+        assert 400 < count < 600
+    for count in Counter(subnet.conv_dim[0] for subnet in drawn).values():
+        assert 300 < count < 450
+    pairs = [[subnet.hidden_size, sum(subnet.num_attention_heads) / subnet.num_hidden_layers] for subnet in drawn]
+    assert least < torch.corrcoef(torch.tensor(pairs).T)[0, 1] < most
+
+
+@pytest.mark.parametrize("exponent", [-1.0, 0.5, 2.0])
+def test_a_loss_counts_by_width_and_one_in_the_mean(exponent):
+    weights = {width: loss_weight(SPACE.uniform(width, 4, 3.0, 10), SPACE, exponent) for width in SPACE.hidden_size}
+    assert sum(weights.values()) / 3 == pytest.approx(1)
+    assert weights[512] / weights[256] == pytest.approx(2**exponent)

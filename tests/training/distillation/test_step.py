@@ -264,3 +264,16 @@ def test_teachers_of_other_families_and_sizes(recipe_of, family):
     result = make_step(recipe_of(), student=small, encoder=encoder).run(0, [make_batch([8000, 7000])], [None])
     assert not result.skipped
     assert small.active_subnet == Subnet(16, (1,) * 4, (32,) * 4)
+
+
+def test_a_subnets_gradients_weigh_by_its_width(recipe_of):
+    """Those of a narrow one half as much as without, where the exponent says so; the loss reported is the same."""
+    still = {"optimizer": {"lr": 1e-30, "weight_decay": 0.0, "max_grad_norm": None}, "masking": None}
+    found = []
+    for exponent in (0.0, 1.0):
+        step = make_step(recipe_of(sampler={"width_exponent": exponent}, **still))
+        found.append((step.run(0, [make_batch([4000])], (SPACE.smallest(),)).loss, gradients(step)))
+    (loss, plain), (weighted_loss, weighted) = found
+    assert loss == weighted_loss
+    for name, gradient in plain.items():
+        torch.testing.assert_close(weighted[name], gradient * 16 / 24)  # of widths 16, 24, 32

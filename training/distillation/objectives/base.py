@@ -71,6 +71,13 @@ class Objective(nn.Module):
     #: its outputs, and only what makes these is trained.
     runs_encoder = True
 
+    #: Whether the recipe's masks apply.
+    masks = True
+
+    def at(self, step: int | None) -> "Objective":
+        """What is learnt in `step`; `None`: what a validation looks at."""
+        return self
+
     @property
     def request(self) -> TeacherRequest:
         raise NotImplementedError
