@@ -6,6 +6,7 @@ As a script (`distill_worker.py RECIPE.yaml [FAULTS]`) this is what `run` starts
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -140,14 +141,29 @@ def _replay_batches(module, rank, folder) -> None:
 
 def _kill_in_save(module, rank, event) -> None:
     """SIGKILL instead of the `event`-th thing that is done to the disk below `checkpoints/`."""
+    _before_writing(lambda number: os.kill(os.getpid(), signal.SIGKILL) if number == event else None)
+
+
+def _snapshots(module, rank, folder) -> None:
+    """What is below `checkpoints/` before each thing that is done to it there: what SIGKILL would leave."""
+    checkpoints = Path(folder).with_name("run") / "checkpoints"
+
+    def copy(number: int) -> None:
+        if checkpoints.is_dir():
+            shutil.copytree(checkpoints, Path(folder, f"{number:03d}"))
+
+    _before_writing(copy)
+
+
+def _before_writing(action) -> None:
+    """Call `action` with the number of each thing that is done to the disk below `checkpoints/`, before it is."""
     from lighthubert_hf.training.distillation import checkpoint
 
     happened = []
 
-    def count(*_) -> None:
-        happened.append(1)
-        if len(happened) == event:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def count() -> None:
+        happened.append("this one")
+        action(len(happened))
 
     def hook(name, arguments) -> None:
         if name in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):

@@ -14,7 +14,7 @@ import yaml
 from lighthubert_hf.training.distillation.progress import read_log
 from lighthubert_hf.training.distillation.run import distill
 from lighthubert_hf.training.distillation.step import TrainingStep
-from lighthubert_hf.training.runs.checkpoints import latest_checkpoint
+from lighthubert_hf.training.runs.checkpoints import checkpoint_step, latest_checkpoint
 
 from . import distill_worker as worker
 from .tiny import TINY_SPACE
@@ -58,6 +58,30 @@ def test_killed_twice(tiny_recipe, reference):
     same(recipe, reference)
 
 
+def test_whenever_it_is_killed_a_whole_checkpoint_is_left(tiny_recipe, reference, tmp_path):
+    """Before each change, the checkpoint folder holds nothing or a checkpoint as it was written."""
+    recipe = tiny_recipe(**SECTIONS)
+    assert worker.run(recipe, snapshots=str(tmp_path / "snapshots")) == [0]
+    same(recipe, reference)
+    snapshots = sorted((tmp_path / "snapshots").iterdir())
+    steps = [checkpoint_step(found) if (found := latest_checkpoint(place)) else 0 for place in snapshots]
+    assert steps == sorted(steps)
+    assert set(steps) == {0, 3, 6, 8}
+    assert len(steps) > 100
+
+
+def test_killed_in_a_save(tiny_recipe, reference):
+    """While the first checkpoint is written, and in the next life while the second one is."""
+    recipe = tiny_recipe(**SECTIONS)
+    checkpoints = Path(recipe.output_dir) / "checkpoints"
+    for event, left in ((30, None), (100, checkpoints / "step-00000003")):
+        assert worker.run(recipe, kill_in_save=event) == [-signal.SIGKILL]
+        assert latest_checkpoint(checkpoints) == left
+    assert worker.run(recipe) == [0]
+    same(recipe, reference)
+
+
+@pytest.mark.slow  # a dozen lives; the two tests above try the same at less places
 def test_killed_anywhere_in_a_save(tiny_recipe, reference):
     """Killed at the 1st, 6th, 11th … change of the checkpoint folder, until a life is too short to die in."""
     recipe = tiny_recipe(**SECTIONS)
@@ -199,6 +223,7 @@ def test_two_processes_compute_the_mean_over_all_frames(tiny_recipe, make_recipe
         assert entries[0][key] == pytest.approx(entries[1][key], rel=1e-5)
 
 
+@pytest.mark.slow  # three programs that import torch; `worker.run` sets what a launcher does
 def test_a_real_launcher(tiny_recipe, tmp_path):
     """`accelerate launch` with two processes; without GPUs they meet through gloo."""
     recipe = tiny_recipe(training={"steps": 2})
