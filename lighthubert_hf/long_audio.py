@@ -58,7 +58,7 @@ def iterate_long_states(
     input_values: torch.Tensor,
     layers: Sequence[int],
     chunk_seconds: float = 20.0,
-    overlap_seconds: float | None = None,
+    overlap_seconds: float | tuple[float, float] | None = None,
 ) -> Iterator[torch.Tensor]:
     """Several layers of one recording at one pass, chunk by chunk, `(frames, layers, hidden_size)` each.
 

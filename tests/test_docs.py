@@ -65,14 +65,23 @@ def test_shell_lines_parse(path):
         check_command([word for word in words if word != "…"], f"{path.name}:{line}")
 
 
+def resolved(name: str, arguments: list[str]) -> tuple[click.Command | None, str, list[str]]:
+    """The command that words name, which may be one of a group, what it is called, and the words behind."""
+    command = COMMANDS.get(name)
+    if command is not None and hasattr(command, "commands") and arguments:
+        return command.commands.get(arguments[0]), f"{name} {arguments[0]}", arguments[1:]
+    return command, name, arguments
+
+
 def check_command(words: list[str], where: str) -> None:
     """Fail unless the command, its options, their values and a shipped recipe with its overrides exist."""
     for start in ("lighthubert", "lighthubert_hf"):
         if start in words:
             name, *arguments = words[words.index(start) + 1 :]
-            assert name in COMMANDS, f"{where}: there is no command {name}"
+            command, name, arguments = resolved(name, arguments)
+            assert command is not None, f"{where}: there is no command {name}"
             try:
-                COMMANDS[name].make_context(name, list(arguments))
+                command.make_context(name, list(arguments))
             except click.exceptions.ClickException as error:
                 pytest.fail(f"{where}: lighthubert {name}: {error.format_message()}")
             if name in ("distill", "finetune"):
@@ -111,9 +120,10 @@ def test_commands_in_sentences_exist(path):
         elif words[0] == "python" and len(words) > 1 and words[1].startswith("benchmarks/"):
             check_options(words[1], words, path.name)
         elif words[0] == "lighthubert" and len(words) > 1 and words[1] not in ("…", "COMMAND", "--help"):
-            assert words[1] in COMMANDS, f"{path.name}: `{code}`: there is no command {words[1]}"
-            options = {option for parameter in COMMANDS[words[1]].params for option in parameter.opts}
-            options |= {option for parameter in COMMANDS[words[1]].params for option in parameter.secondary_opts}
+            command, name, _ = resolved(words[1], words[2:])
+            assert command is not None, f"{path.name}: `{code}`: there is no command {name}"
+            options = {option for parameter in command.params for option in parameter.opts}
+            options |= {option for parameter in command.params for option in parameter.secondary_opts}
             wrong = {word for word in words if word.startswith("--")} - options - {"--help"}
             assert not wrong, f"{path.name}: `{code}`: there is no {', '.join(wrong)}"
 

@@ -23,6 +23,7 @@ from lighthubert_hf import __version__
 from lighthubert_hf.costs.figures import human
 from lighthubert_hf.costs.profiling import CLIP_SECONDS
 from lighthubert_hf.files import read_object
+from lighthubert_hf.model.codebook import Codebook
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 from lighthubert_hf.model.search_space import SearchSpace, Subnet
 from lighthubert_hf.preprocessing import SAMPLING_RATE
@@ -316,13 +317,16 @@ def _template() -> jinja2.Template:
     return jinja2.Template(TEMPLATE.read_text(encoding="utf-8"))
 
 
-def render_card(config: Mapping[str, Any], facts: CardFacts, repo_id: str | None = None) -> ModelCard:
+def render_card(
+    config: Mapping[str, Any], facts: CardFacts, repo_id: str | None = None, codebooks: Sequence[Codebook] = ()
+) -> ModelCard:
     """The model card of a model.
 
     Args:
         config: the content of its `config.json`.
         facts: what else is known.
         repo_id: where it will be published; until that is known the examples say `PATH_OR_HUB_ID`.
+        codebooks: of discrete units that lie beside it.
 
     Raises:
         ValueError: if the model is not a LightHuBERT or a HuBERT.
@@ -356,6 +360,7 @@ def render_card(config: Mapping[str, Any], facts: CardFacts, repo_id: str | None
         "cell": _cell,
         "source": _source,
         "dataset": _dataset,
+        "codebooks": sorted(codebooks, key=lambda one: (one.layer, one.clusters)),
     }
     return ModelCard(_template().render(values))
 

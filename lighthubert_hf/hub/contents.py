@@ -10,7 +10,7 @@ from pathlib import Path
 # What transformers and this package save of a model, and what people add to it for readers. All else stays here.
 _BELONGS = (
     *("config.json", "generation_config.json", "adapter_config.json"),
-    *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
+    *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json", "units.safetensors"),
     *("model.*.safetensors", "model.*.safetensors.index.json", "adapter_model.safetensors"),
     *("preprocessor_config.json", "processor_config.json", "feature_extractor_config.json"),
     *("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt"),

@@ -7,6 +7,7 @@ NAME/
   preprocessor_config.json    the feature extractor, where transformers 4, s3prl and others look
   processor_config.json       the same, where transformers 5 looks first
   tokenizer_config.json …     if there is a tokenizer
+  units.safetensors           codebooks of discrete units, if there are any
   README.md, architecture.svg the model card
   model_card.json             the facts it was rendered from
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from lighthubert_hf.files import read_object, write_text
+from lighthubert_hf.model.codebook import CODEBOOKS_FILE, read_codebooks
 from lighthubert_hf.preprocessing import build_feature_extractor
 from lighthubert_hf.weights import check_finite, check_floating, stored_tensors, weight_files
 
@@ -125,14 +127,21 @@ def complete_folder(folder: Path, card: CardFacts | None = None, repo_id: str | 
         facts = replace(facts, macs_per_second=_count_macs(config))
     _write_json(folder / FACTS_FILE, facts.to_dict())
     write_text(folder / PICTURE_FILE, render_picture(config), sync=False)
+    codebooks = list(read_codebooks(folder / CODEBOOKS_FILE).values()) if (folder / CODEBOOKS_FILE).is_file() else []
     readme = folder / README
     present = readme.read_text(encoding="utf-8") if readme.is_file() else None
     if present is None or is_rendered(present):
-        write_text(readme, _stamped(str(render_card(config, facts, repo_id))), sync=False)
+        write_text(readme, _stamped(str(render_card(config, facts, repo_id, codebooks))), sync=False)
     elif facts.family:
         write_text(readme, with_family(present, facts.family), sync=False)
     _check_card(readme)
     return defaults
+
+
+def refresh_card(folder: str | Path) -> None:
+    """Let the card of a model folder say what has come to lie beside the model. A folder without one stays without."""
+    if (Path(folder) / FACTS_FILE).is_file() and (Path(folder) / CONFIG).is_file():
+        complete_folder(Path(folder))
 
 
 def load_facts(folder: str | Path) -> CardFacts:

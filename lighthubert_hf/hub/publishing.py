@@ -14,6 +14,7 @@ from lighthubert_hf.costs.profiling import Profile
 from lighthubert_hf.loading import check_loads, load
 from lighthubert_hf.model.search_space import Subnet
 from lighthubert_hf.subnets import choose_subnet
+from lighthubert_hf.units.files import check_current
 
 from .card import CardFacts, Latency
 from .contents import check_no_secrets, stage
@@ -148,6 +149,7 @@ def prepare(
         check_no_secrets(Path(folder), secret(token))  # what is left out, too: whoever keeps one there should know
         defaults = complete_folder(target, card, repo_id)
         check_loads(folder)
+        check_current(folder)
     except (ValueError, FileNotFoundError, StrictDataclassError) as error:  # of the copy, whose name says nothing
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         message = " ".join(str(error).split()).replace(str(target), str(folder))

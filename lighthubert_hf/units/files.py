@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from lighthubert_hf.files import replacing_file
+from lighthubert_hf.loading import load_encoder
 from lighthubert_hf.locks import locked
 from lighthubert_hf.model.codebook import (
     CODEBOOKS_FILE,
     Codebook,
+    encoder_fingerprint,
     published_codebooks,
     read_codebooks,
     save_codebooks,
@@ -62,3 +64,18 @@ def add_codebooks(path: Path, codebooks: list[Codebook]) -> None:
             save_codebooks(kept | {one.name: one for one in codebooks}, new.parent)
             if new.name != CODEBOOKS_FILE:
                 (new.parent / CODEBOOKS_FILE).rename(new)
+
+
+def check_current(folder: str | Path) -> None:
+    """Raise a ValueError if a model folder's codebooks are of other weights than those in it."""
+    path = Path(folder) / CODEBOOKS_FILE
+    if not path.is_file():
+        return
+    encoder = load_encoder(folder)
+    for name, codebook in read_codebooks(path).items():
+        own = codebook.facts.get("encoder")
+        if own is not None and own != encoder_fingerprint(encoder, codebook.facts.get("subnet")):
+            raise ValueError(
+                f"{path} has the codebook {name} of other weights than those beside it; fit one anew "
+                "(`lighthubert units fit --overwrite`), or delete the file"
+            )

@@ -142,7 +142,7 @@ class _Safetensors:
             array = row["features"]
             tensors[key] = np.ascontiguousarray(array[:, 0] if len(self.layers) == 1 else array.swapaxes(0, 1))
             said.append({"key": key} | {name: value for name, value in row.items() if name != "features"})
-        save_file(tensors, path, {"layers": json.dumps(self.layers), "rows": json.dumps(said)})
+        save_file(tensors, path, {NAME: json.dumps({"layers": self.layers, "rows": said})})
 
 
 @dataclass(frozen=True)
@@ -192,8 +192,9 @@ def read_features(folder: str | Path) -> Iterator[Row]:
 
 def _read_safetensors(path: Path) -> Iterator[Row]:
     with safe_open(path, framework="np") as file:
-        layers, rows = (json.loads(file.metadata()[name]) for name in ("layers", "rows"))
-        for row in rows:
+        said = json.loads(file.metadata()[NAME])
+        layers = said["layers"]
+        for row in said["rows"]:
             array = file.get_tensor(row.pop("key"))
             arrays = [array] if len(layers) == 1 else list(array)
             yield row | {"layers": dict(zip(layers, arrays, strict=True))}

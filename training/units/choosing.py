@@ -37,7 +37,10 @@ def codebook_for(
             found = codebooks_of(upstream.name, upstream.revision)
         else:
             found = getattr(upstream.model, "codebooks", {})
-        codebook = choose_codebook(found.values(), layer, clusters)
+        try:
+            codebook = choose_codebook(found.values(), layer, clusters)
+        except ValueError as error:
+            raise ValueError(f"{codebook or upstream.name or 'the live model'}: {error}") from None
     if codebook.layer >= upstream.num_states:
         raise ValueError(
             f"the codebook {codebook.name} is of layer {codebook.layer}, {upstream.name or 'the model'} has layers 0 "

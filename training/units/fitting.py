@@ -31,9 +31,10 @@ from lighthubert_hf.training.features.encoding import AudioWindows, Window, chec
 from lighthubert_hf.training.features.opening import EncoderOrName, as_source, open_encoder, shown
 from lighthubert_hf.training.runs.stopping import StopRequest
 from lighthubert_hf.training.superb.upstream import Upstream
-from lighthubert_hf.units.files import add_codebooks, check_not_there, codebooks_file
+from lighthubert_hf.units.files import check_not_there, codebooks_file
 
 from .clustering import StreamedKMeans, frames_per_step
+from .recording import put_codebooks
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class FitResult:
         ]
         lines.append(f"{self.steps} steps over {self.seconds / 3600:.2f} h of speech; {self.stopped}")
         if self.left_out:
-            lines.append(f"left out: {self.left_out}")
+            lines.append(f"left out, over all passes through the data: {self.left_out}")
         return "\n".join([*lines, *([str(self.output)] if self.output else [])])
 
 
@@ -161,7 +162,7 @@ def fit_codebooks(
         if overwrite:
             kept.unlink(missing_ok=True)
         result = _Fit(upstream, speech, options, kept, progress).run()
-        add_codebooks(path, list(result.codebooks))
+        put_codebooks(path, list(result.codebooks))
         kept.unlink(missing_ok=True)
     return FitResult(result.codebooks, path, result.steps, result.seconds, result.stopped, result.left_out)
 

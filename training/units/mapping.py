@@ -20,10 +20,11 @@ from lighthubert_hf.model.fingerprint import weights_fingerprint
 from lighthubert_hf.model.search_space import Subnet
 from lighthubert_hf.training.features.encoding import AudioWindows, check_layers, encode
 from lighthubert_hf.training.features.opening import EncoderOrName, as_source, open_encoder, shown
-from lighthubert_hf.units.files import add_codebooks, check_not_there, codebooks_file
+from lighthubert_hf.units.files import check_not_there, codebooks_file
 
 from .agreement import WINDOW_SECONDS, check_same_frames, units_of
 from .choosing import codebook_for
+from .recording import put_codebooks
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ def map_codebook(
     )
     if not save:
         return MapResult(mapped, None, windows.said())
-    add_codebooks(path, [mapped])
+    put_codebooks(path, [mapped])
     return MapResult(mapped, path, windows.said())
 
 
