@@ -281,8 +281,8 @@ def _check(model: Any, logits: bool, normalize: Any, sampling_rate: int) -> None
             f"a {type(model).__name__} has no head that reads every frame (CTC, audio frame classification); leave "
             "out logits, or train one with `lighthubert finetune`"
         )
-    if not isinstance(normalize, bool) and not (len(normalize) == 2 and normalize[1] > 0):
-        raise ValueError(f"normalize must be True, False or (mean, standard deviation above 0), got {normalize!r}")
+    if not isinstance(normalize, bool) and not (len(normalize) == 2 and normalize[1] >= 0):
+        raise ValueError(f"normalize must be True, False or (mean, standard deviation), got {normalize!r}")
 
 
 def _resolved(model: Any, layer: int, logits: bool) -> tuple[int, bool]:

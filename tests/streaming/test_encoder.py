@@ -267,7 +267,7 @@ def test_a_buffer_may_be_written_again(sliding, recording):
         ({"right_seconds": -1}, "right_seconds must be not negative, got -1"),
         ({"layer": 3}, r"the model has the hidden states 0 to 2 .* there is no 3"),
         ({"logits": True}, r"LightHubertModel has no head that reads every frame .* `lighthubert finetune`"),
-        ({"normalize": (0.0, 0.0)}, "standard deviation above 0"),
+        ({"normalize": (0.0, -1.0)}, r"must be True, False or \(mean, standard deviation\), got \(0\.0, -1\.0\)"),
     ],
 )
 def test_what_cannot_be_streamed(sliding, options, message):

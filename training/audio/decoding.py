@@ -129,12 +129,11 @@ class Recording:
         unit, frames = SAMPLING_RATE // shared, self.sampling_rate // shared
         before = max(start - _MARGIN, 0) // unit
         after = None if stop is None else -(-(stop + _MARGIN) // unit)
-        resample = _resampler(self.sampling_rate)
+        resample = resampler(self.sampling_rate)
         mixed, heard, pieces = 0.0, 0.0, []
         for block in self._blocks(before * frames, None if after is None else after * frames):
             self._check(block)
-            mono = block.mean(axis=1, dtype=np.float32) if channel == "mean" else block[:, channel]
-            mono = np.ascontiguousarray(mono)
+            mono = _mono(block, channel)
             if self.num_channels > 1 and channel == "mean":
                 mixed, heard = mixed + float(mono @ mono), heard + float(np.vdot(block, block)) / self.num_channels
             pieces.append(resample(mono, last=False))
@@ -143,6 +142,19 @@ class Recording:
         first = start - before * unit
         waveform = waveform[first : None if stop is None else first + stop - start]
         return np.ascontiguousarray(waveform), heard > 0 and mixed < _CANCELLED * heard
+
+    def iterate(self, channel: Channel = "mean") -> Iterator[np.ndarray]:
+        """What `read()` returns, in blocks, so that memory does not follow the length of the recording.
+
+        Raises:
+            AudioDecodeError: As `read`, where the block is reached.
+        """
+        (channel,) = self.channels(channel)
+        resample = resampler(self.sampling_rate)
+        for block in self._blocks(0, None):
+            self._check(block)
+            yield resample(_mono(block, channel), last=False)
+        yield resample(np.zeros(0, np.float32), last=True)
 
     def _blocks(self, start: int, stop: int | None) -> Iterator[np.ndarray]:
         """The stored samples, `(frames, channels)`."""
@@ -200,8 +212,13 @@ class Recording:
             )
 
 
-def _resampler(sampling_rate: int):
-    """A function of blocks and of whether one is the last."""
+def _mono(block: np.ndarray, channel: Literal["mean"] | int) -> np.ndarray:
+    mono = block.mean(axis=1, dtype=np.float32) if channel == "mean" else block[:, channel]
+    return np.ascontiguousarray(mono)
+
+
+def resampler(sampling_rate: int):
+    """A function of mono blocks and of whether one is the last, which returns what of them is ready at 16 kHz."""
     if sampling_rate == SAMPLING_RATE:
         return lambda block, last: block
     import soxr
