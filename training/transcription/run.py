@@ -145,7 +145,8 @@ def transcribe_raw(
     if context.right is None and not recogniser.encoder.exact:
         context = Context(context.chunk, context.left, LIVE_RIGHT)
         recogniser = _recogniser(model, processor, context, True)
-    announce(f"words come {recogniser.encoder.latency_ms / 1000:.2g} s and the time to compute after they are said")
+    delay = recogniser.encoder.latency_ms / 1000
+    announce(f"words come up to {delay:.2g} s, and the time to compute, after they are said")
     lines = _heard(recogniser, _raw(source, rate, encoding), word_by_word=write if kind == "txt" else None)
     facts, texts = _written(lines, kind, None if kind == "txt" else write, keep=True)
     return {"file": "-", "text": " ".join(texts), "seconds": round(recogniser.now, 3), **facts}
