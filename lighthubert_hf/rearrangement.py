@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
+from lighthubert_hf.model.elastic import ElasticHead, ElasticLayerNorm
 from lighthubert_hf.model.search_space import SearchSpace, Subnet, ffn_ranges
 
 
@@ -104,20 +105,20 @@ def rearrange_stream(model: nn.Module, order: torch.Tensor) -> None:
     """Take the channels of the stream in another order, in place; the function stays as it is.
 
     Args:
-        model: a `LightHubertForPreTraining`.
+        model: a `LightHubertForPreTraining`, a supernet.
         order: as `stream_order` makes it: groups of the positional convolution stay together.
     """
     encoder, projection = model.lighthubert.encoder, model.lighthubert.feature_projection.projection
     conv, direction = encoder.pos_conv_embed.conv, encoder.pos_conv_embed.conv.parametrizations["weight"].original1
     rows = [projection.weight, projection.bias, model.lighthubert.masked_spec_embed, conv.bias, direction]
-    rows += encoder.layer_norm.parameters()
-    columns = [model.prediction_head.weight]
+    columns, norms = [model.prediction_head.weight], [encoder.layer_norm]
     for layer in encoder.layers:
         attention, ffn = layer.attention, layer.feed_forward
         columns += [linear.weight for linear in (attention.q_proj, attention.k_proj, attention.v_proj)]
         columns.append(ffn.intermediate_dense.weight)
         rows += [*attention.out_proj.parameters(), *ffn.output_dense.parameters()]
-        rows += [*layer.layer_norm.parameters(), *layer.final_layer_norm.parameters()]
+        norms += [layer.layer_norm, layer.final_layer_norm]
+    rows += [parameter for norm in norms for parameter in (norm.weight, norm.bias)]
     for dim, parameters in ((0, rows), (1, columns)):
         for parameter in parameters:
             parameter.copy_(Rearrangement(dim, order)(parameter))
@@ -125,3 +126,6 @@ def rearrange_stream(model: nn.Module, order: torch.Tensor) -> None:
     size = direction.shape[1]
     inner = (order.view(conv.groups, size) % size).repeat_interleave(size, 0).to(direction.device)
     direction.copy_(direction.gather(1, inner[..., None].expand_as(direction)))
+    for module in (model.prediction_head, *norms):  # what a width has of its own begins anew
+        if isinstance(module, ElasticHead | ElasticLayerNorm):
+            module.share_with_widths()

@@ -119,13 +119,17 @@ def _front_end_parameters(config: LightHubertConfig, channels: Sequence[int]) ->
 
 
 def _own_norm_parameters(config: LightHubertConfig) -> int:
-    """Scale and shift that a supernet has for each width of its front end, beside those of the whole."""
+    """Scale and shift that a supernet has for each width of front end and encoder, beside those of the whole."""
+    count = 0
+    if config.norm_per_width:
+        widths = [width for width in config.search_space["hidden_size"] if width < config.hidden_size]
+        count = 2 * sum(widths) * (1 + 2 * config.num_hidden_layers)
     if not config.conv_norm_per_width:
-        return 0
+        return count
     layers = list(zip(config.search_space["conv_dim"], config.conv_dim))
     normed = layers if config.feat_extract_norm == "layer" else []
     normed = [*normed, layers[-1]] if config.feat_proj_layer_norm else normed
-    return 2 * sum(size for choices, full in normed for size in choices if size < full)
+    return count + 2 * sum(size for choices, full in normed for size in choices if size < full)
 
 
 def _front_end_macs(config: LightHubertConfig, channels: Sequence[int], samples: int) -> tuple[int, int]:

@@ -39,6 +39,10 @@ class LightHubertConfig(HubertConfig):
         conv_norm_per_width (`bool`, *optional*, defaults to `False`):
             Whether each number of channels that a convolution may have brings a scale and shift of its own for the
             LayerNorm over them (slicing channels changes what it divides by). Needs a choice of `conv_dim`.
+        norm_per_width (`bool`, *optional*, defaults to `False`):
+            Whether each width of the search space has a scale and shift of its own in every LayerNorm of the encoder.
+        head_per_width (`bool`, *optional*, defaults to `False`):
+            Whether each width of the search space has a prediction head of its own.
         target_size (`int`, *optional*, defaults to 768):
             Channels of the distillation target that `LightHubertForPreTraining` predicts.
         tdnn_dim, tdnn_kernel, tdnn_dilation, xvector_output_dim:
@@ -57,6 +61,8 @@ class LightHubertConfig(HubertConfig):
     default_subnet: dict | Subnet | None = None
     attention_window: int | None = None
     conv_norm_per_width: bool = False
+    norm_per_width: bool = False
+    head_per_width: bool = False
     target_size: int = 768
     tdnn_dim: list[int] | tuple[int, ...] = (512, 512, 512, 512, 1500)
     tdnn_kernel: list[int] | tuple[int, ...] = (5, 3, 3, 1, 1)
@@ -105,6 +111,9 @@ class LightHubertConfig(HubertConfig):
                 )
         if self.conv_norm_per_width and not self.has_elastic_front_end:
             raise ValueError("conv_norm_per_width=True needs a choice of channels; add conv_dim to the search_space")
+        for name in ("norm_per_width", "head_per_width"):
+            if getattr(self, name) and self.search_space is None:
+                raise ValueError(f"{name}=True needs a choice of widths; add a search_space, or leave it out")
         if self.search_space is not None:
             self._validate_search_space()
         elif self.default_subnet is not None:

@@ -88,6 +88,38 @@ class ElasticLinear(nn.Linear):
         return F.linear(hidden_states, **self.active_state())
 
 
+class ElasticHead(ElasticLinear):
+    """A linear layer without bias that reads the first channels of its input.
+
+    State dict: `weight`, and `per_width.SIZE.weight` for each number of inputs of `own_sizes`, which has weights of its
+    own instead of the first columns.
+    """
+
+    def __init__(self, in_features: int, out_features: int, own_sizes: Iterable[int] = ()):
+        super().__init__(in_features, out_features, bias=False)
+        sizes = sorted(size for size in own_sizes if size < in_features)
+        own = {str(size): nn.Linear(size, out_features, bias=False) for size in sizes}
+        self.per_width = nn.ModuleDict(own) if own else None
+
+    @torch.no_grad()
+    def share_with_widths(self) -> None:
+        """Start each width's own weights at the columns it would use without them."""
+        for linear in (self.per_width or {}).values():
+            linear.weight.copy_(self.weight[:, : linear.in_features])
+
+    def active_state(self) -> dict[str, torch.Tensor]:
+        own = self._own()
+        return super().active_state() if own is None else {"weight": own.weight}
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        own = self._own()
+        return super().forward(hidden_states) if own is None else own(hidden_states)
+
+    def _own(self) -> nn.Linear | None:
+        size = str(self.in_ranges[-1][1])
+        return self.per_width[size] if self.per_width is not None and size in self.per_width else None
+
+
 class ElasticLayerNorm(nn.LayerNorm):
     """A LayerNorm over the first `active_size` channels.
 

@@ -41,6 +41,8 @@ def subnet_config(config: LightHubertConfig, subnet: Subnet) -> LightHubertConfi
         intermediate_size=max(subnet.intermediate_size),
         conv_dim=list(config.conv_channels(subnet)),
         conv_norm_per_width=False,
+        norm_per_width=False,
+        head_per_width=False,
     )
     # What is the same in every layer stays global, where a user can still change it (a window, say).
     varying: dict[str, Sequence[Any]] = {

@@ -36,7 +36,7 @@ from transformers.utils.output_capturing import resolve_hidden_states_indices, s
 from .activation import activation_lock, of_one_subnet
 from .codebook import Codebook, carried, encode_units, published_codebooks, save_codebooks, still_right
 from .configuration_lighthubert import LayerShape, LightHubertConfig
-from .elastic import ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d, WeightNormConv1d
+from .elastic import ElasticHead, ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d, WeightNormConv1d
 from .fast_encoder import encode_by_length
 from .fast_linear import activate, can_multiply, multiply
 from .fast_paths import is_recorded
@@ -49,8 +49,16 @@ def _linear(config: LightHubertConfig) -> type[nn.Linear]:
 
 
 def _layer_norm(config: LightHubertConfig) -> nn.LayerNorm:
-    cls = nn.LayerNorm if config.search_space is None else ElasticLayerNorm
-    return cls(config.hidden_size, eps=config.layer_norm_eps)
+    if config.search_space is None:
+        return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+    own_sizes = config.search_space["hidden_size"] if config.norm_per_width else ()
+    return ElasticLayerNorm(config.hidden_size, config.layer_norm_eps, own_sizes)
+
+
+def _prediction_head(config: LightHubertConfig) -> nn.Linear:
+    if config.head_per_width:
+        return ElasticHead(config.hidden_size, config.target_size, config.search_space["hidden_size"])
+    return _linear(config)(config.hidden_size, config.target_size, bias=False)
 
 
 class LightHubertFeatureProjection(nn.Module):
@@ -753,7 +761,7 @@ class LightHubertForPreTraining(LightHubertPreTrainedModel):
     def __init__(self, config: LightHubertConfig):
         super().__init__(config)
         self.lighthubert = LightHubertModel(config)
-        self.prediction_head = _linear(config)(config.hidden_size, config.target_size, bias=False)
+        self.prediction_head = _prediction_head(config)
         self._finish()
 
     @of_one_subnet

@@ -27,7 +27,8 @@ VARIANTS = [
     {"feat_extract_norm": "group"},
     {"conv_bias": True, "feat_proj_layer_norm": False},
     {"do_stable_layer_norm": True, "num_conv_pos_embeddings": 15},
-    {"search_space": ELASTIC, "conv_bias": True, "conv_norm_per_width": True},
+    {"norm_per_width": True, "head_per_width": True},
+    {"search_space": ELASTIC, "norm_per_width": True, "conv_bias": True, "conv_norm_per_width": True},
     {"search_space": ELASTIC, "feat_extract_norm": "group", "conv_norm_per_width": True},
 ]
 

@@ -107,6 +107,8 @@ def test_heads_of_a_plain_hubert(make_config, width, heads):
         ({"search_space": {"embed_dim": [1]}}, "exactly the keys"),
         ({"search_space": replace(TINY_SPACE, conv_dim=[8, 32])}, "does not fit .* conv_dim 32 of layer 0 exceeds"),
         ({"search_space": replace(TINY_SPACE, conv_dim=[[8], [16]])}, "does not fit .* conv_dim has 2 entries"),
+        ({"search_space": None, "norm_per_width": True}, "norm_per_width=True needs a choice of widths"),
+        ({"search_space": None, "head_per_width": True}, "head_per_width=True needs a choice of widths"),
         ({"conv_norm_per_width": True}, "conv_norm_per_width=True needs a choice of channels; add conv_dim"),
         ({"per_layer_config": LAYERS}, "per_layer_config and search_space exclude each other"),
     ],

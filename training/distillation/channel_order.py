@@ -10,9 +10,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from lighthubert_hf import LightHubertModel
-from lighthubert_hf.model.elastic import ElasticLayerNorm
+from lighthubert_hf.model.elastic import ElasticHead, ElasticLayerNorm
+
+# Modules of which a width may have its own.
+WITH_OWN = (ElasticHead, ElasticLayerNorm)
 
 
 def order_channels(
@@ -50,7 +54,8 @@ def rearrange_channels(model: LightHubertModel, importance: Sequence[torch.Tenso
             if len(parameter) == len(order):  # the norms of narrower widths begin anew, below
                 _take(parameter, order, 0)
         _take(reader.weight, order, 1)
-    share_norms_with_widths(model)
+    for part in (model.feature_extractor, projection):
+        share_with_widths(part)
 
 
 def channel_importance(
@@ -92,10 +97,10 @@ def _whole(model: LightHubertModel) -> AbstractContextManager:
     return model.subnet_activated(replace(model.search_space.largest(), conv_dim=tuple(model.config.conv_dim)))
 
 
-def share_norms_with_widths(model: LightHubertModel) -> None:
-    """Start the scale and shift that a width has of its own at those of the whole front end."""
+def share_with_widths(model: nn.Module) -> None:
+    """Start what a width has of its own (scales, shifts, heads) at the whole's."""
     for module in model.modules():
-        if isinstance(module, ElasticLayerNorm):
+        if isinstance(module, WITH_OWN):
             module.share_with_widths()
 
 

@@ -11,10 +11,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, SearchSpace, Subnet
 from lighthubert_hf.loading import load
-from lighthubert_hf.model.elastic import ElasticLayerNorm
 from lighthubert_hf.subnets import choose_subnet
 
-from .channel_order import share_norms_with_widths
+from .channel_order import WITH_OWN, share_with_widths
 from .recipe import StudentSection
 
 TEACHER_INIT = ("hubert", "wav2vec2")  # encoders whose weights LightHuBERT's layers can hold
@@ -62,6 +61,7 @@ def build_student(
             student = LightHubertForPreTraining(fresh_config(settings, teacher.config))
             if settings.init == "teacher":
                 _copy_weights(teacher, student)
+            share_with_widths(student)
         else:
             student = _loaded(settings, teacher.config.hidden_size)
     if order is not None:
@@ -108,7 +108,6 @@ def _copy_weights(teacher: PreTrainedModel, student: LightHubertForPreTraining) 
             "leave the sizes out or set student.init=random"
         )
     student.lighthubert.load_state_dict(state, strict=True)
-    share_norms_with_widths(student.lighthubert)
 
 
 def _loaded(settings: StudentSection, target_size: int) -> LightHubertForPreTraining:
@@ -134,9 +133,9 @@ def _loaded(settings: StudentSection, target_size: int) -> LightHubertForPreTrai
         dtype=torch.float32,
         may_be_new=lambda name: name == "prediction_head.weight" or ".per_width." in name,
     )
-    student, own_norms = loaded.model, {name for name in loaded.absent if ".per_width." in name}
+    student, own_parts = loaded.model, {name for name in loaded.absent if ".per_width." in name}
     for name, module in student.named_modules():
-        if isinstance(module, ElasticLayerNorm) and any(key.startswith(f"{name}.per_width.") for key in own_norms):
+        if isinstance(module, WITH_OWN) and any(key.startswith(f"{name}.per_width.") for key in own_parts):
             module.share_with_widths()
     return student
 

@@ -36,9 +36,11 @@ def supernet(space=TINY_SPACE, seed: int = 0, **config) -> LightHubertForPreTrai
 
 
 @settings(max_examples=8, deadline=None)
-@given(seed=st.integers(0, 1000), space=st.sampled_from([TINY_SPACE, ELASTIC]), stable=st.booleans())
-def test_the_whole_network_computes_what_it_did(seed, space, stable):
-    student = supernet(space, seed, do_stable_layer_norm=stable)
+@given(
+    seed=st.integers(0, 1000), space=st.sampled_from([TINY_SPACE, ELASTIC]), stable=st.booleans(), own=st.booleans()
+)
+def test_the_whole_network_computes_what_it_did(seed, space, stable, own):
+    student = supernet(space, seed, do_stable_layer_norm=stable, norm_per_width=own, head_per_width=own)
     ordered = copy.deepcopy(student)
     order_student(ordered, audio(seed), ALL, all_weights=True, seed=seed)
     moved = {
@@ -52,6 +54,9 @@ def test_the_whole_network_computes_what_it_did(seed, space, stable):
         model.set_active_subnet(whole)
         predicted.append(model(audio(1).double(), mask_time_indices=mask).predictions)
     torch.testing.assert_close(predicted[1], predicted[0], rtol=1e-9, atol=1e-9)
+    if own:  # it begins anew
+        norm = ordered.lighthubert.encoder.layers[0].layer_norm
+        assert torch.equal(norm.per_width["16"].weight, norm.weight[:16])
 
 
 def test_of_a_first_stage_the_largest_subnet_computes_what_it_did():

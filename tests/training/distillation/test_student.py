@@ -100,6 +100,28 @@ def test_a_choice_of_channels(tmp_path):
         build(teacher, search_space=TINY_SPACE | {"conv_dim": [16, 32]})
 
 
+@torch.no_grad()
+def test_widths_with_parts_of_their_own_start_as_without(tmp_path):
+    """From the teacher, and from a supernet that had none; what a supernet has stays."""
+    teacher, audio = make_encoder("hubert"), torch.randn(2, 4000)
+    own = {"norm_per_width": True, "head_per_width": True}
+    plain = build(teacher, search_space=TINY_SPACE)
+    plain.save_pretrained(tmp_path / "plain")
+    students = [plain, build(teacher, search_space=TINY_SPACE, config=own)]
+    students[1].prediction_head.weight.copy_(plain.prediction_head.weight)  # drawn after other random numbers
+    students[1].prediction_head.share_with_widths()
+    students += [build(teacher, init=str(tmp_path / "plain"), config=own)]
+    for subnet in (plain.search_space.largest(), plain.search_space.smallest()):
+        for student in students:
+            student.eval().set_active_subnet(subnet)
+        assert all(torch.equal(students[0](audio).predictions, other(audio).predictions) for other in students[1:])
+    students[2].lighthubert.encoder.layers[0].layer_norm.per_width["16"].weight += 1
+    students[2].prediction_head.per_width["16"].weight += 1
+    students[2].save_pretrained(tmp_path / "own")
+    again = build(teacher, init=str(tmp_path / "own"))
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in students[2].state_dict().items())
+
+
 def test_a_chosen_subnet_is_extracted(tmp_path):
     subnet = {"hidden_size": 16, "num_attention_heads": [1, 2], "intermediate_size": [16, 32]}
     student = build(search_space=TINY_SPACE, subnet=subnet)
