@@ -66,6 +66,32 @@ def distill(
 
 
 @app.command()
+def retrain(
+    source: Annotated[Path, typer.Argument(help="Folder of a finished distillation, or of a search.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the retrained subnet's run.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example optimizer.lr=1e-4")] = None,
+    subnet: Annotated[
+        str | None,
+        typer.Option(help="default, smallest, largest or a JSON file; of a search the subnet's name in pareto.json."),
+    ] = None,
+    share: Annotated[float, typer.Option(help="Of the supernet's steps.")] = 0.1,
+    recipe: Annotated[str | None, typer.Option(help="The supernet's, if none lies beside it.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train one subnet of a supernet further, alone, as its supernet was trained. Again, it goes on from its latest
+    checkpoint."""
+    from lighthubert_hf.training.distillation.retraining import retraining_recipe
+    from lighthubert_hf.training.distillation.stages import distill_stages
+    from lighthubert_hf.training.runs.start import leave_processes
+
+    options = {"subnet": subnet, "recipe": recipe, "share": share, "overrides": overrides or []}
+    final = distill_stages([retraining_recipe(source, output, **options)], overwrite=overwrite)
+    leave_processes()
+    if int(os.environ.get("RANK", "0")) == 0:
+        typer.echo(str(final))
+
+
+@app.command()
 def finetune(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example training.steps=500")] = None,

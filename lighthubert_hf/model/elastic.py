@@ -91,8 +91,8 @@ class ElasticLinear(nn.Linear):
 class ElasticHead(ElasticLinear):
     """A linear layer without bias that reads the first channels of its input.
 
-    State dict: `weight`, and `per_width.SIZE.weight` for each number of inputs of `own_sizes`, which has weights of its
-    own instead of the first columns.
+    State dict: `weight`, and `per_width.SIZE.weight` for each number of inputs of `own_sizes`, which has weights of
+    its own instead of the first columns.
     """
 
     def __init__(self, in_features: int, out_features: int, own_sizes: Iterable[int] = ()):

@@ -64,7 +64,7 @@ def test_shared_parts_are_those_of_a_supernet_without(make_model, waveforms, tmp
     own.save_pretrained(tmp_path / "own")
     again = LightHubertForPreTraining.from_pretrained(tmp_path / "own").eval()
     for width in (32, 48, 64):
-        subnet = Subnet(width, NARROW.num_attention_heads, NARROW.intermediate_size)
+        subnet = Subnet(width, (1, 4, 2), (2 * width, width, 3 * width))
         for model in (plain, own, again):
             model.set_active_subnet(subnet)
         assert_equal(outputs(plain, waveforms), outputs(own, waveforms))

@@ -77,6 +77,11 @@ def read_recipe(
         raise ValueError(f"recipe {origin} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ValueError(f"recipe {origin} must be a mapping with the keys {list(kind.model_fields)}")
+    return set_values(data, overrides)
+
+
+def set_values(data: dict[str, Any], overrides: Sequence[str | tuple[str, Any]]) -> dict[str, Any]:
+    """Set what `overrides` say in plain data, which is changed and returned."""
     for override in overrides:
         key, value = _key_and_value(override) if isinstance(override, str) else override
         _set(data, key, value)
