@@ -2,17 +2,13 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from lighthubert_hf.training.distillation.objectives import make_objective
 from lighthubert_hf.training.distillation.optimizer import make_optimizer
-from lighthubert_hf.training.distillation.progress import read_log
-from lighthubert_hf.training.distillation.run import distill
 from lighthubert_hf.training.distillation.step import DistillationModel, TrainingStep
 from lighthubert_hf.training.distillation.teacher import Teacher
 
 from .encoders import make_encoder
-from .rewinding import rewind
 from .test_step import NO_DROPOUT, gradients, make_batch, make_step
 
 DEEP = {"deep_targets": {"share": 0.5, "layers": [2, 4]}}
@@ -64,25 +60,6 @@ def test_afterwards_everything_is_as_without(tiny_recipe):
     assert plain.keys() == deep.keys() and all(torch.equal(plain[name], deep[name]) for name in plain)
     heads = steps[1].model.objective.parameters()
     assert all(parameter.grad is None for parameter in heads)
-
-
-def test_a_run_drops_the_heads_and_resumes_to_the_bit(make_recipe, tmp_path, tiny_corpus):
-    held_out = {"sources": [{"path": str(tiny_corpus), "split": "validation"}], "every": 2, "batch_seconds": 4}
-    held_out |= {"crop_seconds": 2, "num_random": 0}
-    options = {"training": {"steps": 4}, "checkpoint": {"every": 1, "keep": 4}, "optimizer": {"lr": 2e-3}}
-    logs, models = {}, {}
-    for name, sections in (("once", DEEP), ("twice", DEEP), ("without", {})):
-        recipe = make_recipe(tmp_path / name, validation=held_out, **options, **sections)
-        final = distill(recipe, show_progress=False)
-        if name == "twice":  # from the middle of the first part
-            rewind(recipe, 1)
-            distill(recipe, show_progress=False)
-        logs[name] = [entry.get("loss", entry.get("validation")) for entry in read_log(tmp_path / name / "log.jsonl")]
-        models[name] = load_file(final / "model.safetensors")
-    assert logs["once"] == logs["twice"]
-    assert all(torch.equal(tensor, models["twice"][name]) for name, tensor in models["once"].items())
-    assert models["once"].keys() == models["without"].keys()
-    assert logs["without"][0] < logs["once"][0]  # one target instead of three
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from lighthubert_hf import LightHubertForPreTraining, Subnet
 from lighthubert_hf.training.distillation.importance import measure_importance, order_student
 from lighthubert_hf.training.distillation.recipe import OrderSection, StudentSection
-from lighthubert_hf.training.distillation.run import distill
 from lighthubert_hf.training.distillation.student import build_student
 
 from .encoders import make_encoder
@@ -131,22 +130,6 @@ def test_what_matters_comes_first():
                 predicted.append(model(audio(1)).predictions)
         changes.append((predicted[1] - predicted[0]).abs().mean().item())
     assert changes[1] < 0.4 * changes[0]  # means are lost that training brings back first
-
-
-def test_a_run_orders_once_and_cuts_afterwards(tiny_recipe, make_recipe, tmp_path):
-    """The supernet's start and that of its smallest subnet trained alone are in the same order; resuming keeps it."""
-    order = {"seconds": 1.0, "parts": ["heads", "ffn", "width"], "probes": 1}
-    still = {"optimizer": {"lr": 1e-30, "weight_decay": 0.0}, "training": {"steps": 2}, "checkpoint": {"every": 1}}
-    models = []
-    for name, subnet in (("supernet", None), ("alone", "smallest"), ("again", None)):
-        student = {"search_space": TINY_SPACE, "order_on": order, "subnet": subnet}
-        recipe = make_recipe(tmp_path / name, student=student, **still)
-        models.append(LightHubertForPreTraining.from_pretrained(distill(recipe, show_progress=False)))
-    cut = models[0].extract_subnet(models[0].search_space.smallest())
-    assert cut.state_dict().keys() == models[1].state_dict().keys()
-    for name, tensor in models[1].state_dict().items():
-        torch.testing.assert_close(tensor, cut.state_dict()[name])
-    assert all(torch.equal(tensor, models[2].state_dict()[name]) for name, tensor in models[0].state_dict().items())
 
 
 @pytest.mark.parametrize(
