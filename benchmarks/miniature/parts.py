@@ -7,7 +7,7 @@ OUTPUT/logs/                    what the parts said
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,14 @@ class Results:
         path = self.path(Part(name, seed))
         return json.loads(path.read_text())["result"] if path.is_file() else None
 
-    def collect(self, setting: Setting) -> dict[str, Any]:
-        """All that is there: `{"shared": {part: …}, "seeds": {seed: {part: …}}, "wall_seconds": {key: …}}`."""
+    def collect(self, setting: Setting, parts: Sequence[Part] | None = None) -> dict[str, Any]:
+        """All that is there: `{"shared": {part: …}, "seeds": {seed: {part: …}}, "wall_seconds": {key: …}}`.
+
+        Args:
+            parts: which to look for; by default those of the paper's claims.
+        """
         found: dict[str, Any] = {"shared": {}, "seeds": {str(seed): {} for seed in setting.seeds}, "wall_seconds": {}}
-        for part in all_parts(setting):
+        for part in all_parts(setting) if parts is None else parts:
             if self.done(part):
                 entry = json.loads(self.path(part).read_text())
                 place = found["shared"] if part.seed is None else found["seeds"][str(part.seed)]

@@ -29,7 +29,7 @@ def probes(shop: Workshop) -> dict[str, Any]:
     for name in ("71", "29"):
         static = shop.model(f"alone-{name}")
         models[f"alone, {name}"] = static.lighthubert.extract_subnet(static.search_space.largest())
-    return {name: _probe(shop, name, model) for name, model in models.items()}
+    return {name: probe(shop, name, model) for name, model in models.items()}
 
 
 def ranking(shop: Workshop) -> list[dict[str, Any]]:
@@ -42,7 +42,7 @@ def ranking(shop: Workshop) -> list[dict[str, Any]]:
         subnets.setdefault(subnet, f"subnet {subnet.key}")
     rows = []
     for subnet, name in subnets.items():
-        scores = _probe(shop, name, model.lighthubert.extract_subnet(subnet))
+        scores = probe(shop, name, model.lighthubert.extract_subnet(subnet))
         rows.append({"subnet": subnet.to_dict(), "loss": score(subnet), **scores})
     return rows
 
@@ -84,7 +84,7 @@ def evolution(shop: Workshop) -> dict[str, Any]:
     }
 
 
-def _probe(shop: Workshop, name: str, model: Any) -> dict[str, Any]:
+def probe(shop: Workshop, name: str, model: Any) -> dict[str, Any]:
     """Scores by task, fractions: the task's own metric, and `parameters`. Finished tasks are not done again."""
     setting = shop.setting
     settings = EvaluationSettings(

@@ -40,7 +40,7 @@ def write_report(setting: Setting, output: Path, json_file: Path | None = None, 
             its name.
     """
     results = Results(output).collect(setting)
-    results = {"setting": setting.to_dict(), "machine": machine(), **_rounded(results)}
+    results = {"setting": setting.to_dict(), "machine": machine(), **rounded(results)}
     text = report(results)
     write_json(output / "results.json", results)
     (output / "report.md").write_text(text + "\n", encoding="utf-8")
@@ -182,10 +182,10 @@ def _with_percent(name: str) -> str:
     return f"{name} %" if name[-1].isdigit() else name
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Six digits: more is noise, and makes the file long."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    return [_rounded(entry) for entry in value] if isinstance(value, list) else value
+        return {key: rounded(entry) for key, entry in value.items()}
+    return [rounded(entry) for entry in value] if isinstance(value, list) else value

@@ -1,7 +1,7 @@
 """How large the miniature is: everything a run depends on, as one frozen record."""
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from lighthubert_hf import SearchSpace, Subnet
 from lighthubert_hf.training.synthetic.speech import TRAINING_VOICES
@@ -90,6 +90,20 @@ TINY = Architecture(
     },
     named={"71": (32, 2, 3.0, 4), "29": (16, 2, 4.0, 4)},
 )
+# The studies' of training: its front end has 37 % of the multiply-accumulates in clips of 2 s (HuBERT Base: 35 %).
+NARROW = Architecture(
+    hidden_size=128,
+    num_hidden_layers=6,
+    num_attention_heads=4,
+    conv_channels=64,
+    space={
+        "hidden_size": (48, 64, 96, 112, 128),
+        "num_attention_heads": (2, 3, 4),
+        "ffn_ratio": (3.0, 3.5, 4.0),
+        "num_hidden_layers": (5, 6),
+    },
+    named={"71": (112, 3, 3.5, 6), "29": (64, 2, 4.0, 6)},
+)
 BASE = Architecture(
     hidden_size=384,
     num_hidden_layers=12,
@@ -121,6 +135,8 @@ class Setting:
     teacher_pretrain_steps: int = 250
     teacher_ctc_steps: int = 450
     teacher_batch_seconds: float = 24.0
+    # Half of the CTC steps again, so often at most, while the teacher cannot read
+    teacher_rounds: int = 3
     # Distillation
     stage1_steps: int = 200
     stage2_steps: int = 200
@@ -156,8 +172,24 @@ class Setting:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def of(cls, setting: "Setting", **fields) -> Self:
+        """`setting` with other `fields`, as one of a study, which has more of them."""
+        return cls(**{name: getattr(setting, name) for name in setting.__dataclass_fields__} | fields)
+
 
 DEFAULT = Setting("default")
+# Of the studies of training, which share a teacher: cheaper steps, and shorter probes.
+STUDIES = replace(
+    DEFAULT,
+    architecture=NARROW,
+    teacher_pretrain_steps=500,
+    teacher_ctc_steps=1000,
+    teacher_batch_seconds=8.0,
+    curve_points=4,
+    probe_max_train=160,
+    probe_max_test=160,
+)
 SETTINGS = {
     "default": DEFAULT,
     # Seconds: shows that the parts meet; its numbers say nothing.
@@ -170,6 +202,7 @@ SETTINGS = {
         unheard_voices=DEFAULT.unheard_voices[:4],
         teacher_pretrain_steps=2,
         teacher_ctc_steps=2,
+        teacher_rounds=0,
         stage1_steps=3,
         stage2_steps=3,
         batch_seconds=4.0,
