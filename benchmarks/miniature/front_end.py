@@ -4,7 +4,8 @@
     python benchmarks/miniature/front_end.py --seed 0 --part elastic
     python benchmarks/miniature/front_end.py --setting tiny --output runs/tiny-front-end
 
-All runs start as the teacher and get the same counted work: that of the two stages of `elastic`. A part that is
+All runs start as the teacher, with a prediction head fitted to it, and get the same counted work: that of the two stages of
+`elastic`. A part that is
 finished is not done again, so a run may be stopped and called again.
 """
 
@@ -34,6 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # Tried, in the seeds of `screened_seeds`:
     "own norms": {"student": OWN_NORMS},
     "long first stage": {"first": 2.5},
+    "random head": {"joint_student": {"fit_head_on": None}},
     "frozen after it": {"first": 2.5, "joint_student": {"freeze_front_end": True}},
 }
 CONFIRMED = ("elastic", "no first stage", "no order")
@@ -43,16 +45,16 @@ def elastic(shop: Workshop, name: str) -> dict[str, Any]:
     """A supernet with an elastic front end: the first stage, if the variant has one, then all together."""
     setting, variant = shop.setting, VARIANTS[name]
     student = _student(shop) | variant.get("student", {})
-    first, joint = _first(shop, name, student), _joint(shop, name, student, setting.joint_steps)
-    budget = work_of_elastic(shop)
+    first, budget = _first(shop, name, student), work_of_elastic(shop)
+    head = {"fit_head_on": setting.order_seconds} | variant.get("joint_student", {})
     stages = []
     steps = round(setting.first_steps * variant.get("first", 1.0))
     if steps:
         first = Run(first.name, steps, first.sections)
         stages.append(train(shop, first))
         budget -= stages[0]["flop"]
-        start = {"init": str(shop.folder(first.name) / "model")}
-        joint = Run(joint.name, joint.steps, joint.sections | {"student": start | variant.get("joint_student", {})})
+        student = {"init": str(shop.folder(first.name) / "model")}
+    joint = _joint(shop, name, student | head, setting.joint_steps)
     if name != "elastic":
         joint = steps_for(shop, joint, budget)
     stages.append(train(shop, joint))
@@ -62,6 +64,7 @@ def elastic(shop: Workshop, name: str) -> dict[str, Any]:
 def fixed(shop: Workshop) -> dict[str, Any]:
     """A supernet with the teacher's front end, frozen: its features cost nothing besides the teacher."""
     student = {"init": "teacher", "search_space": shop.setting.architecture.space, "freeze_front_end": True}
+    student |= {"fit_head_on": shop.setting.order_seconds}
     run = steps_for(shop, Run("fixed", shop.setting.joint_steps, {"student": student}), work_of_elastic(shop))
     stage = train(shop, run)
     return {"stages": [stage], "flop": stage["flop"], **_judged(shop, run.name)}

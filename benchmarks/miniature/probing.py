@@ -47,9 +47,9 @@ def ranking(shop: Workshop) -> list[dict[str, Any]]:
     return rows
 
 
-def evolution(shop: Workshop) -> dict[str, Any]:
+def evolution(shop: Workshop, supernet: str = "stage2") -> dict[str, Any]:
     """Both searches for the best subnet no larger than the default one; what they find is scored on new sentences."""
-    setting, model = shop.setting, shop.model("stage2")
+    setting, model = shop.setting, shop.model(supernet)
     default = shop.architecture.named_subnets()["default"]
     limit = count_parameters(model.config, default)
     found = search(

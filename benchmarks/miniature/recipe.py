@@ -15,72 +15,120 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))  # for what all benchmarks share
 
 import distilling
+import probing
 from distilling import Workshop
+from label_free import SCORES, embed
 from parts import Part
-from recipe_setting import IDEAS, RECIPE_SETTINGS
+from recipe_setting import ALONE, IDEAS, RECIPE_SETTINGS, WINNER
 from studies import Run, Study, model_of, sizes_of, study_main, train
 
 from lighthubert_hf.conversion.layout.importance import rearrangements
 from lighthubert_hf.files import replacing_folder
+from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.distillation.recipe import StudentSection, TeacherSection
 from lighthubert_hf.training.distillation.student import build_student
 from lighthubert_hf.training.distillation.teacher import load_teacher
 
 SIZES = ("71", "29")
-_ALONE = ("schedule", "optimizer", "averaging", "training")  # sections that say nothing of subnets
+_NOT_OF_SUBNETS = ("schedule", "optimizer", "averaging", "stages")  # what a student trained alone can take over
 
 
-def supernet(shop: Workshop, idea: str, steps: int, folder: str) -> dict[str, Any]:
-    """A supernet trained as `idea` says."""
-    run = Run(folder, steps, _sections(shop, idea))
-    return train(shop, run) | _judged(shop, folder)
+def supernet(shop: Workshop, idea: str, steps: int, folder: str, like: str | None = None) -> dict[str, Any]:
+    """A supernet trained as `idea` says.
+
+    Args:
+        like: a finished supernet to begin from, instead of the teacher.
+    """
+    sections = _sections(shop, idea)
+    if like is not None:
+        sections["student"] = {"init": str(shop.folder(like) / "model"), "freeze_front_end": True}
+    return train(shop, Run(folder, steps, sections)) | _judged(shop, folder)
+
+
+def two_stages(shop: Workshop) -> dict[str, Any]:
+    """The winner after a stage 1 of the largest subnet alone, half of the steps each."""
+    first, half = "two-stages-first", shop.setting.steps // 2
+    sections = _sections(shop, WINNER) | {"sampler": {"kind": "largest"}}
+    before = train(shop, Run(first, half, sections)) | _judged(shop, first)
+    after = supernet(shop, WINNER, half, "two-stages", like=first)
+    return {"first": before, "second": after, "flop": before["flop"] + after["flop"]}
 
 
 def alone(shop: Workshop, size: str, idea: str, steps: int, folder: str) -> dict[str, Any]:
     """A student cut from the start of `idea`'s supernet, trained with what it can use of the idea."""
     sections = _sections(shop, idea)
-    kept = {name: section for name, section in sections.items() if name in _ALONE}
-    student = {"init": str(start(shop, idea)), "subnet": _named(shop, size), "freeze_front_end": True}
-    run = Run(folder, steps, kept | {"student": student})
+    kept = {name: section for name, section in sections.items() if name in _NOT_OF_SUBNETS}
+    student = {name: value for name, value in sections["student"].items() if name != "config"}
+    student |= {"search_space": shop.architecture.space if student["init"] == "teacher" else None}
+    run = Run(folder, steps, kept | {"student": student | {"subnet": _named(shop, size)}})
     return train(shop, run) | _judged(shop, folder, size)
 
 
-def retrained(shop: Workshop, size: str, supernet_folder: str, idea: str, folder: str) -> dict[str, Any]:
-    """A cut subnet after a few more steps of its own, at a rate that falls from a tenth part's to nothing."""
-    student = {
-        "init": str(shop.folder(supernet_folder) / "model"),
-        "subnet": _named(shop, size),
-        "freeze_front_end": True,
-    }
+def retrained(shop: Workshop, size: str, folder: str) -> dict[str, Any]:
+    """A subnet cut from the winner after a few more steps of its own, at a rate that falls to nothing."""
+    student = {"init": str(shop.folder("winner") / "model"), "subnet": _named(shop, size), "freeze_front_end": True}
     sections = {"student": student, "schedule": {"kind": "linear", "warmup": 0.1, "final_scale": 0.0}}
     run = Run(folder, shop.setting.retraining_steps, sections)
     return train(shop, run) | _judged(shop, folder, size)
 
 
-def start(shop: Workshop, idea: str) -> Path:
-    """A folder with the supernet that `idea` starts from: the teacher's weights, ordered or not."""
-    order = IDEAS[idea].get("start", "none")
-    folder = shop.folder(f"start-{order}")
-    if not folder.exists():
-        settings = StudentSection(init="teacher", search_space=shop.architecture.space)
-        model = build_student(settings, load_teacher(TeacherSection(path=str(shop.teacher))), shop.seed)
-        if order == "weights":
-            state = model.lighthubert.state_dict()
-            moved = rearrangements(model.config, state.__getitem__)
-            model.lighthubert.load_state_dict(state | {name: move(state[name]) for name, move in moved.items()})
-        with replacing_folder(folder) as new:
-            model.save_pretrained(new)
-    return folder
+def probes(shop: Workshop) -> dict[str, Any]:
+    """The teacher, subnets of the winner with and without a stage 1, and the students trained alone."""
+    named = shop.architecture.named_subnets()
+    models: dict[str, Any] = {"teacher": str(shop.teacher)}
+    for name in ("largest", *SIZES):
+        models[f"winner, {name}"] = model_of(shop, "winner").lighthubert.extract_subnet(named[name])
+    models["two stages, 71"] = model_of(shop, "two-stages").lighthubert.extract_subnet(named["71"])
+    for size in SIZES:
+        static = model_of(shop, f"alone-{size}").lighthubert
+        models[f"alone, {size}"] = static if static.search_space is None else static.extract_subnet(named[size])
+    return {name: probing.probe(shop, name, model) for name, model in models.items()}
+
+
+def ranking(shop: Workshop) -> list[dict[str, Any]]:
+    """Loss, label-free scores and probes of random and of named subnets of the winner."""
+    model = model_of(shop, "winner")
+    source = AudioSource(str(shop.corpus), "validation")
+    score = shop.score(model, "validation", shop.setting.search_utterances)
+    count = shop.setting.embedded_utterances
+    teacher = embed(load_teacher(TeacherSection(path=str(shop.teacher))).eval(), source, count)
+    subnets = {subnet: f"winner, {name}" for name, subnet in shop.architecture.named_subnets().items()}
+    for subnet in shop.random_subnets(shop.setting.ranked_subnets, "ranked subnets"):
+        subnets.setdefault(subnet, f"subnet {subnet.key}")
+    rows = []
+    for subnet, name in subnets.items():
+        cut = model.lighthubert.extract_subnet(subnet).eval()
+        probed = probing.probe(shop, name, cut)
+        own = embed(cut, source, count)
+        found = {title: function(own, teacher) for title, function in SCORES.items()}
+        rows.append(
+            {"subnet": subnet.to_dict(), "loss": score(subnet), "scores": probed["scores"], "label_free": found}
+        )
+    return rows
 
 
 def _sections(shop: Workshop, idea: str) -> dict[str, Any]:
+    """Of a supernet's recipe."""
     sections = dict(IDEAS[idea])
-    sections.pop("start", None)
-    space = shop.architecture.space
-    if widths := sections.pop("widths", None):
-        space = space | {"hidden_size": widths}
-    student = {"init": str(start(shop, idea)), "search_space": space, "freeze_front_end": True}
+    order, widths = sections.pop("start", None), sections.pop("widths", None)
+    space = shop.architecture.space | ({"hidden_size": widths} if widths else {})
+    init = "teacher" if order is None else str(_ordered_by_weights(shop))
+    student = {"init": init, "search_space": space, "freeze_front_end": True}
     return sections | {"student": student | sections.get("student", {})}
+
+
+def _ordered_by_weights(shop: Workshop) -> Path:
+    """A folder with the teacher's weights, heads and FFN units ordered by the size of their weights."""
+    folder = shop.folder("ordered-by-weights")
+    if not folder.exists():
+        settings = StudentSection(init="teacher", search_space=shop.architecture.space)
+        model = build_student(settings, load_teacher(TeacherSection(path=str(shop.teacher))), shop.seed)
+        state = model.lighthubert.state_dict()
+        moved = rearrangements(model.config, state.__getitem__)
+        model.lighthubert.load_state_dict(state | {name: move(state[name]) for name, move in moved.items()})
+        with replacing_folder(folder) as new:
+            model.save_pretrained(new)
+    return folder
 
 
 def _named(shop: Workshop, size: str) -> dict[str, Any]:
@@ -92,10 +140,9 @@ def _judged(shop: Workshop, folder: str, size: str | None = None) -> dict[str, A
     model = model_of(shop, folder)
     score = shop.score(model, "test_sentences", shop.setting.scored_utterances)
     if size is not None:
-        return {"losses": {size: score(model.config.architecture)}, "predicting_the_mean": score.predicting_the_mean}
-    named = {
-        name: subnet for name, subnet in shop.architecture.named_subnets().items() if subnet in model.search_space
-    }
+        return {"losses": {size: score(None)}, "predicting_the_mean": score.predicting_the_mean}
+    named = shop.architecture.named_subnets().items()
+    named = {name: subnet for name, subnet in named if subnet in model.search_space}
     drawn = shop.random_subnets(shop.setting.scored_subnets, "scored subnets")
     drawn = [subnet for subnet in drawn if subnet in model.search_space]
     return {
@@ -124,11 +171,25 @@ def study(setting_name: str) -> Study:
     seed, steps = setting.screened_seed, setting.screened_steps
     for idea in IDEAS:
         name = f"screen-{_folder(idea)}"
-        add(name, seed, lambda shop, idea=idea, name=name: supernet(shop, idea, steps, name))
-    for idea in ("plain", "order by weights", "schedule that ends at zero"):
+        add(name, seed, lambda shop, a=(idea, steps, name): supernet(shop, *a))
+    for idea in ALONE:
         for size in SIZES:
             name = f"screen-alone-{size}-{_folder(idea)}"
             add(name, seed, lambda shop, a=(size, idea, steps, name): alone(shop, *a))
+    for seed in setting.seeds:
+        winner = add("winner", seed, lambda shop: supernet(shop, WINNER, setting.steps, "winner"))
+        students = []
+        for size in SIZES:
+            name = f"alone-{size}"
+            students.append(add(name, seed, lambda shop, a=(size, WINNER, setting.steps, name): alone(shop, *a)))
+        for size in SIZES:
+            name = f"retrained-{size}"
+            add(name, seed, lambda shop, a=(size, name): retrained(shop, *a), winner)
+        add("plain", seed, lambda shop: supernet(shop, "plain", setting.steps, "plain"))
+        staged = add("two-stages", seed, two_stages)
+        probed = add("probes", seed, probes, winner, staged, *students)
+        add("ranking", seed, ranking, winner, probed)
+        add("evolution", seed, lambda shop: probing.evolution(shop, "winner"), winner)
     from recipe_report import plot, report
 
     return Study(setting, parts, does, report, plot)

@@ -38,9 +38,15 @@ LOW_END = {"schedule": {"kind": "linear", "warmup": 0.05, "final_scale": 0.0}}
 IDEAS: dict[str, dict[str, Any]] = {
     "plain": {},
     "order by weights": {"start": "weights"},
-    "schedule that ends at zero": LOW_END,
+    "low end": LOW_END,
     "twice the learning rate": {"optimizer": {"lr": 2e-3}},
     "two subnets a step": {"sampler": {"kind": "random", "num_random": 2}},
     "sandwich": {"sampler": {"kind": "sandwich"}},
+    "fitted head": {"student": {"fit_head_on": 60.0}},
+    "fitted head and low end": {"student": {"fit_head_on": 60.0}} | LOW_END,
     "three widths": {"widths": (64, 112, 128)},
 }
+
+# Those that are screened for students trained alone as well, and the one that all seeds are run with.
+ALONE = ("plain", "low end", "fitted head and low end")
+WINNER = "fitted head and low end"

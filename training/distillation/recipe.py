@@ -102,6 +102,11 @@ class StudentSection(Section):
         None, description="train only this subnet, extracted from `init` beforehand"
     )
     freeze_front_end: bool = False
+    fit_head_on: PositiveFloat | None = Field(
+        None,
+        description="seconds of training audio on which the prediction head is fitted by least squares first, which a "
+        "student that starts as its teacher needs: a random head undoes in the first steps what the weights know",
+    )
     order_channels_on: PositiveFloat | None = Field(
         None,
         description="seconds of training audio on which the front end's channels are ordered first, by what they do "
@@ -300,6 +305,10 @@ class DistillationRecipe(Recipe):
             raise ValueError("objective armhubert learns from masked audio: give the section masking")
         if self.objective.name == "lighthubert" and self.masking is None and not self.objective.unmasked_weight:
             raise ValueError("without masking no frame counts: set objective.unmasked_weight above 0")
+        if self.student.fit_head_on and self.objective.name != "lighthubert":
+            raise ValueError(
+                f"student.fit_head_on fits the head of objective lighthubert; leave it out for {self.objective.name}"
+            )
         if self.objective.name == "front_end" and self.student.freeze_front_end:
             raise ValueError("objective front_end trains the front end: set student.freeze_front_end=false")
         if self.objective.name == "front_end" and self.masking is not None:

@@ -17,6 +17,7 @@ from lighthubert_hf.extras import require, require_trackers
 from lighthubert_hf.hub.card import CardFacts, teacher_license
 from lighthubert_hf.hub.folder import load_facts
 from lighthubert_hf.loading import load
+from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.batching import AudioLoader, Batch, training_loader, validation_loader
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.runs.checkpoints import checkpoint_folder, rotate
@@ -30,6 +31,7 @@ from lighthubert_hf.training.runs.stopping import StopRequest
 from .averaging import WeightAverage
 from .checkpoint import TrainingState, load_training_state, save_checkpoint, save_model
 from .gradients import broadcast_parameters
+from .head import fit_head
 from .objectives import make_objective
 from .optimizer import flatten_optimizer, make_optimizer, restore_optimizer
 from .progress import TrainingLog
@@ -167,6 +169,11 @@ class _Run:
         }
         options = recipe.data.model_dump(exclude={"sources", "synthetic_minutes", *shared})
         self.loader: AudioLoader = training_loader(training, seed=recipe.seed, **shared, **options)
+        if not self.state and recipe.student.fit_head_on:
+            if self.accelerator.is_main_process:
+                alone = training_loader(training, seed=recipe.seed, **shared | {"num_workers": 0}, **options)
+                fit_head(self.model, _first(alone, recipe.student.fit_head_on), seed=recipe.seed)
+            broadcast_parameters(self.step.parameters)
         if self.state:
             self.loader.load_states(self.state.data)
         self.validation = None
@@ -313,3 +320,14 @@ def _take(batches, number: int, state: dict[str, Any]) -> tuple[list[Batch], dic
         batch, state = entry
         taken.append(batch)
     return taken, state
+
+
+def _first(loader: AudioLoader, seconds: float) -> list[Batch]:
+    """The batches of the first `seconds` of audio."""
+    batches = []
+    for batch, _ in loader:
+        batches.append(batch)
+        seconds -= float(batch["attention_mask"].sum()) / SAMPLING_RATE
+        if seconds <= 0:
+            break
+    return batches

@@ -5,6 +5,7 @@ features, unless the search space has a choice of channels: then the audio is ke
 subnet.
 """
 
+import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -74,20 +75,21 @@ class DistillationScore:
         self.predicting_the_mean = self._loss_of_the_mean()
         self._same_front_end = weakref.WeakSet([model])
 
-    def __call__(self, subnet: Subnet) -> float:
+    def __call__(self, subnet: Subnet | None) -> float:
+        """`None`: of a static model."""
         return self.of(self.model, subnet)
 
     @torch.inference_mode()
-    def of(self, model: LightHubertForPreTraining, subnet: Subnet) -> float:
+    def of(self, model: LightHubertForPreTraining, subnet: Subnet | None) -> float:
         """The loss of `subnet` of another supernet with the same front end, an earlier checkpoint for example.
 
-        Where there is a choice of channels it may differ.
+        Where there is a choice of channels it may differ. `None`: of a static model.
         """
         if model not in self._same_front_end:
             _check_front_end(model, self.model)
             self._same_front_end.add(model.eval())
         total = count = 0.0
-        with model.subnet_activated(subnet):
+        with contextlib.nullcontext() if subnet is None else model.subnet_activated(subnet):
             for batch in self._cache:
                 features = batch.input
                 if model.config.has_elastic_front_end:
