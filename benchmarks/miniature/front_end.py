@@ -4,9 +4,8 @@
     python benchmarks/miniature/front_end.py --seed 0 --part elastic
     python benchmarks/miniature/front_end.py --setting tiny --output runs/tiny-front-end
 
-All runs start as the teacher, with a prediction head fitted to it, and get the same counted work: that of the two stages of
-`elastic`. A part that is
-finished is not done again, so a run may be stopped and called again.
+All runs start as the teacher, with a prediction head fitted to it, and get the same counted work: that of the two
+stages of `elastic`. A part that is finished is not done again, so a run may be stopped and called again.
 """
 
 import sys

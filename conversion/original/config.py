@@ -228,6 +228,7 @@ def _check_expressible(config: LightHubertConfig, where: str) -> None:
         "an FFN that is no multiple of the width": config.intermediate_size % config.hidden_size != 0,
         "a choice of channels in the front end (conv_dim of its search_space)": config.has_elastic_front_end,
         f"the activation {config.hidden_act!r}": config.hidden_act not in _ACTIVATIONS,
+        "whole groups of the positional convolution in narrow subnets": config.whole_position_groups,
         "no norm before the projection": not config.feat_proj_layer_norm,
         f"the front end's activation {config.feat_extract_activation!r}": config.feat_extract_activation != "gelu",
         f"layer_norm_eps {config.layer_norm_eps}": config.layer_norm_eps != 1e-5,

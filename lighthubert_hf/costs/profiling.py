@@ -44,7 +44,7 @@ def count_parameters(config: LightHubertConfig, subnet: Subnet | None = None) ->
     count += _front_end_parameters(config, channels)
     count += (2 * features if config.feat_proj_layer_norm else 0) + features * width + width
     count += width  # mask embedding
-    count += width * (width // config.num_conv_pos_embedding_groups) * kernel + width + kernel
+    count += width * (width // config.position_groups(width)) * kernel + width + kernel
     count += 2 * width
     for heads, units in zip(subnet.num_attention_heads, subnet.intermediate_size):
         attention = heads * config.head_dim
@@ -90,7 +90,7 @@ def macs_by_part(
     """What `count_macs` counts, for each of `PARTS`."""
     config, subnet = _checked(config, subnet)
     width, channels = subnet.hidden_size, config.conv_channels(subnet)
-    kernel, groups = config.num_conv_pos_embeddings, config.num_conv_pos_embedding_groups
+    kernel, groups = config.num_conv_pos_embeddings, config.position_groups(width)
     frames, front_end = _front_end_macs(config, channels, samples)
     attention = sum(
         4 * frames * width * heads * config.head_dim + 2 * frames**2 * heads * config.head_dim

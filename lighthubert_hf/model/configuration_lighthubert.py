@@ -43,6 +43,10 @@ class LightHubertConfig(HubertConfig):
             Whether each width of the search space has a scale and shift of its own in every LayerNorm of the encoder.
         head_per_width (`bool`, *optional*, defaults to `False`):
             Whether each width of the search space has a prediction head of its own.
+        whole_position_groups (`bool`, *optional*, defaults to `False`):
+            What a narrower subnet keeps of the positional convolution: its first groups whole, or, as LightHuBERT
+            does, as many groups as ever with less in each. Only whole groups compute for the kept channels what they
+            did before. Widths are then multiples of a group's size.
         target_size (`int`, *optional*, defaults to 768):
             Channels of the distillation target that `LightHubertForPreTraining` predicts.
         tdnn_dim, tdnn_kernel, tdnn_dilation, xvector_output_dim:
@@ -63,6 +67,7 @@ class LightHubertConfig(HubertConfig):
     conv_norm_per_width: bool = False
     norm_per_width: bool = False
     head_per_width: bool = False
+    whole_position_groups: bool = False
     target_size: int = 768
     tdnn_dim: list[int] | tuple[int, ...] = (512, 512, 512, 512, 1500)
     tdnn_kernel: list[int] | tuple[int, ...] = (5, 3, 3, 1, 1)
@@ -143,10 +148,20 @@ class LightHubertConfig(HubertConfig):
             num_attention_heads=self.num_attention_heads,
             intermediate_size=self.intermediate_size,
             num_hidden_layers=self.num_hidden_layers,
-            groups=self.num_conv_pos_embedding_groups,
+            width_step=self.width_step,
             conv_dim=self.conv_dim,
             elastic_front_end=self.has_elastic_front_end,
         )
+
+    @property
+    def width_step(self) -> int:
+        """What the width of every subnet is a multiple of, because of the groups of the positional convolution."""
+        groups = self.num_conv_pos_embedding_groups
+        return self.hidden_size // groups if self.whole_position_groups else groups
+
+    def position_groups(self, hidden_size: int) -> int:
+        """Groups of the positional convolution of a subnet of that width."""
+        return hidden_size // self.width_step if self.whole_position_groups else self.num_conv_pos_embedding_groups
 
     @property
     def has_elastic_front_end(self) -> bool:

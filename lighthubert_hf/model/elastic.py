@@ -243,6 +243,9 @@ class WeightNormConv1d(nn.Module):
     def _active_channels(self) -> int:
         return len(self.bias)
 
+    def _active_groups(self) -> int:
+        return self.groups
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(B, T, channels)` to the same. On a CPU by Fourier transform, as exact as the direct sum."""
         batch, frames, _ = hidden_states.shape
@@ -261,7 +264,10 @@ class WeightNormConv1d(nn.Module):
                 spectrum = self._spectrum.get(weights, self._weight_spectrum, self._active_channels())
             return self._convolve_spectrum(hidden_states, spectrum)
         out = F.conv1d(
-            hidden_states.transpose(1, 2), **self.effective_state(), padding=self.kernel_size // 2, groups=self.groups
+            hidden_states.transpose(1, 2),
+            **self.effective_state(),
+            padding=self.kernel_size // 2,
+            groups=self._active_groups(),
         )
         if self.kernel_size % 2 == 0:  # same padding of an even kernel gives one frame too many
             out = out[:, :, :-1]
@@ -270,7 +276,7 @@ class WeightNormConv1d(nn.Module):
     def _weight_spectrum(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What the spectra of blocks are multiplied by, `(frequencies * groups, in, out)`, and the bias."""
         state = self.effective_state()
-        weight = state["weight"].unflatten(0, (self.groups, -1))
+        weight = state["weight"].unflatten(0, (self._active_groups(), -1))
         spectrum = torch.fft.rfft(weight, 2 * self.kernel_size).conj()  # conjugate: this is a correlation
         return spectrum.permute(3, 0, 2, 1).flatten(0, 1).resolve_conj().contiguous(), state["bias"]
 
@@ -292,18 +298,27 @@ class WeightNormConv1d(nn.Module):
 
 
 class ElasticWeightNormConv1d(WeightNormConv1d):
-    """The norm is taken over the full weight and then sliced to `[:E, :E // groups]`, as the original does."""
+    """The norm is taken over the full weight, which is sliced then.
 
-    def __init__(self, channels: int, kernel_size: int, groups: int):
+    Args:
+        whole_groups: Keep the first groups as they are, `[:E]`; otherwise a part of every group, `[:E, :E // groups]`,
+            as the original does: a kept channel then reads other channels than before.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, groups: int, whole_groups: bool = False):
         super().__init__(channels, kernel_size, groups)
-        self.active_size = channels
+        self.active_size, self.whole_groups = channels, whole_groups
 
     def _active_channels(self) -> int:
         return self.active_size
 
+    def _active_groups(self) -> int:
+        return self.active_size * self.groups // len(self.bias) if self.whole_groups else self.groups
+
     def effective_state(self) -> dict[str, torch.Tensor]:
         full, size = super().effective_state(), self.active_size
-        return {"weight": full["weight"][:size, : size // self.groups], "bias": full["bias"][:size]}
+        inputs = size // self._active_groups()
+        return {"weight": full["weight"][:size, :inputs], "bias": full["bias"][:size]}
 
     def active_state(self) -> dict[str, torch.Tensor]:
         """State of a static twin: its magnitude is the slice's own norm, or its weight would come out another.

@@ -43,6 +43,8 @@ def subnet_config(config: LightHubertConfig, subnet: Subnet) -> LightHubertConfi
         conv_norm_per_width=False,
         norm_per_width=False,
         head_per_width=False,
+        num_conv_pos_embedding_groups=config.position_groups(subnet.hidden_size),
+        whole_position_groups=False,
     )
     # What is the same in every layer stays global, where a user can still change it (a window, say).
     varying: dict[str, Sequence[Any]] = {

@@ -86,8 +86,11 @@ class LightHubertPositionalConvEmbedding(nn.Module):
 
     def __init__(self, config: LightHubertConfig):
         super().__init__()
-        conv = WeightNormConv1d if config.search_space is None else ElasticWeightNormConv1d
-        self.conv = conv(config.hidden_size, config.num_conv_pos_embeddings, config.num_conv_pos_embedding_groups)
+        sizes = config.hidden_size, config.num_conv_pos_embeddings, config.num_conv_pos_embedding_groups
+        if config.search_space is None:
+            self.conv = WeightNormConv1d(*sizes)
+        else:
+            self.conv = ElasticWeightNormConv1d(*sizes, whole_groups=config.whole_position_groups)
         self.activation = ACT2FN[config.feat_extract_activation]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -385,20 +385,21 @@ def check_cuttable(
     num_attention_heads: int,
     intermediate_size: int,
     num_hidden_layers: int,
-    groups: int,
+    width_step: int,
     conv_dim: Sequence[int],
     elastic_front_end: bool,
 ) -> None:
     """Raise a ValueError that names the reason if `subnet` cannot be cut out of weights of the given full sizes.
 
-    `groups` is the number of groups of the positional convolution, which must divide every width. Without an
+    Every width is a multiple of `width_step`, which follows from the groups of the positional convolution. Without an
     `elastic_front_end` its channels are all of `conv_dim`.
     """
     if subnet.hidden_size > hidden_size:
         raise ValueError(f"hidden_size {subnet.hidden_size} exceeds the supernet's {hidden_size}")
-    if subnet.hidden_size % groups:
+    if subnet.hidden_size % width_step:
         raise ValueError(
-            f"hidden_size {subnet.hidden_size} is not a multiple of num_conv_pos_embedding_groups ({groups})"
+            f"hidden_size {subnet.hidden_size} is not a multiple of {width_step}, which the groups of the positional "
+            "convolution need (num_conv_pos_embedding_groups, whole_position_groups)"
         )
     if subnet.num_hidden_layers > num_hidden_layers:
         raise ValueError(f"num_hidden_layers {subnet.num_hidden_layers} exceeds the supernet's {num_hidden_layers}")

@@ -295,7 +295,13 @@ def test_impossible_choices_of_channels(value, message):
 
 # Cutting
 
-FULL = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 192, "num_hidden_layers": 4, "groups": 4} | {
+FULL = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "intermediate_size": 192,
+    "num_hidden_layers": 4,
+    "width_step": 4,
+} | {
     "conv_dim": (8, 8),
     "elastic_front_end": False,
 }
@@ -305,7 +311,7 @@ FULL = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 192, "
     ("subnet", "message"),
     [
         (Subnet(128, (4,), (192,)), "hidden_size 128 exceeds the supernet's 64"),
-        (Subnet(50, (4,), (100,)), "hidden_size 50 is not a multiple of num_conv_pos_embedding_groups"),
+        (Subnet(50, (4,), (100,)), "hidden_size 50 is not a multiple of 4, which the groups"),
         (Subnet(64, (4,) * 5, (192,) * 5), "num_hidden_layers 5 exceeds"),
         (Subnet(64, (4, 5), (192, 192)), "num_attention_heads 5 exceeds the supernet's 4"),
         (

@@ -180,7 +180,8 @@ def space_within(sizes: dict[str, Any]) -> SearchSpace:
     sizes = LightHubertConfig().to_dict() | sizes
     width, heads, depth = sizes["hidden_size"], sizes["num_attention_heads"], sizes["num_hidden_layers"]
     groups, head_dim = sizes["num_conv_pos_embedding_groups"], sizes["head_dim"]
-    step = math.lcm(groups, head_dim) if width % math.lcm(groups, head_dim) == 0 else groups
+    least = width // groups if sizes["whole_position_groups"] else groups
+    step = math.lcm(least, head_dim) if width % math.lcm(least, head_dim) == 0 else least
     shares = (2 / 3, 5 / 6, 1)
     ratio = sizes["intermediate_size"] / width
     return SearchSpace(

@@ -173,7 +173,7 @@ def test_every_derived_choice_can_be_cut(heads, steps, groups, layers, ratio):
         check_cuttable(
             subnet,
             **{key: value for key, value in sizes.items() if key not in ("head_dim", "num_conv_pos_embedding_groups")},
-            groups=groups,
+            width_step=groups,
             conv_dim=(16,) * 7,
             elastic_front_end=False,
         )
