@@ -4,8 +4,9 @@
     python benchmarks/miniature/front_end.py --seed 0 --part elastic
     python benchmarks/miniature/front_end.py --setting tiny --output runs/tiny-front-end
 
-All runs start as the teacher, with a prediction head fitted to it, and get the same counted work: that of the two
-stages of `elastic`. A part that is finished is not done again, so a run may be stopped and called again.
+All runs start as the teacher, with a prediction head fitted to it and whole groups of its positional convolution, and
+get the same counted work: that of the two stages of `elastic`. A part that is finished is not done again, so a run may
+be stopped and called again.
 """
 
 import sys
@@ -25,7 +26,9 @@ from lighthubert_hf import SearchSpace, Subnet
 from lighthubert_hf.search.pareto import pareto_front
 from lighthubert_hf.training.distillation.scoring import DistillationScore
 
-OWN_NORMS = {"config": {"conv_norm_per_width": True}}
+WHOLE_GROUPS = {"whole_position_groups": True}
+OWN_NORMS = {"config": WHOLE_GROUPS | {"conv_norm_per_width": True}}
+SPLIT_GROUPS = {"config": {}}
 # How the elastic supernet's runs differ from `elastic`: shares of the steps of the first stage, and sections.
 VARIANTS: dict[str, dict[str, Any]] = {
     "elastic": {},
@@ -34,7 +37,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # Tried, in the seeds of `screened_seeds`:
     "own norms": {"student": OWN_NORMS},
     "long first stage": {"first": 2.5},
-    "random head": {"joint_student": {"fit_head_on": None}},
+    "split groups": {"student": SPLIT_GROUPS},
+    "split groups and random head": {"student": SPLIT_GROUPS, "joint_student": {"fit_head_on": None}},
     "frozen after it": {"first": 2.5, "joint_student": {"freeze_front_end": True}},
 }
 CONFIRMED = ("elastic", "no first stage", "no order")
@@ -60,11 +64,11 @@ def elastic(shop: Workshop, name: str) -> dict[str, Any]:
     return {"stages": stages, "flop": sum(stage["flop"] for stage in stages), **_judged(shop, joint.name)}
 
 
-def fixed(shop: Workshop) -> dict[str, Any]:
+def fixed(shop: Workshop, name: str = "fixed", config: dict[str, Any] = WHOLE_GROUPS) -> dict[str, Any]:
     """A supernet with the teacher's front end, frozen: its features cost nothing besides the teacher."""
     student = {"init": "teacher", "search_space": shop.setting.architecture.space, "freeze_front_end": True}
-    student |= {"fit_head_on": shop.setting.order_seconds}
-    run = steps_for(shop, Run("fixed", shop.setting.joint_steps, {"student": student}), work_of_elastic(shop))
+    student |= {"fit_head_on": shop.setting.order_seconds, "config": config}
+    run = steps_for(shop, Run(name, shop.setting.joint_steps, {"student": student}), work_of_elastic(shop))
     stage = train(shop, run)
     return {"stages": [stage], "flop": stage["flop"], **_judged(shop, run.name)}
 
@@ -80,7 +84,8 @@ def work_of_elastic(shop: Workshop) -> float:
 
 def _student(shop: Workshop) -> dict[str, Any]:
     space = {name: list(choices) for name, choices in shop.setting.elastic_space.items()}
-    return {"init": "teacher", "search_space": space, "order_channels_on": shop.setting.order_seconds}
+    order = {"order_channels_on": shop.setting.order_seconds}
+    return {"init": "teacher", "search_space": space, "config": WHOLE_GROUPS} | order
 
 
 def _first(shop: Workshop, name: str, student: dict[str, Any]) -> Run:
@@ -162,11 +167,14 @@ def study(setting_name: str) -> Study:
     for name in VARIANTS:
         does[_folder(name)] = lambda shop, name=name: elastic(shop, name)
     does["probes"] = probes
+    split = "fixed-with-split-groups"
+    does[split] = lambda shop: fixed(shop, split, {})
     for seed in setting.seeds:
         whole = [Part("fixed", seed, (teacher,)), *(Part(_folder(name), seed, (teacher,)) for name in CONFIRMED)]
         parts += [*whole, Part("probes", seed, (whole[0], whole[1]))]
     tried = [name for name in VARIANTS if name not in CONFIRMED]
-    parts += [Part(_folder(name), seed, (teacher,)) for seed in setting.screened_seeds for name in tried]
+    for seed in setting.screened_seeds:
+        parts += [Part(name, seed, (teacher,)) for name in (*map(_folder, tried), split)]
     from front_end_report import plot, report
 
     return Study(setting, parts, does, report, plot)

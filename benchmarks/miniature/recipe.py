@@ -30,7 +30,7 @@ from lighthubert_hf.training.distillation.student import build_student
 from lighthubert_hf.training.distillation.teacher import load_teacher
 
 SIZES = ("71", "29")
-_NOT_OF_SUBNETS = ("schedule", "optimizer", "averaging", "stages")  # what a student trained alone can take over
+_NOT_OF_SUBNETS = ("schedule", "optimizer", "averaging", "deep_targets")  # what a student trained alone can take over
 
 
 def supernet(shop: Workshop, idea: str, steps: int, folder: str, like: str | None = None) -> dict[str, Any]:
@@ -58,9 +58,7 @@ def alone(shop: Workshop, size: str, idea: str, steps: int, folder: str) -> dict
     """A student cut from the start of `idea`'s supernet, trained with what it can use of the idea."""
     sections = _sections(shop, idea)
     kept = {name: section for name, section in sections.items() if name in _NOT_OF_SUBNETS}
-    student = {name: value for name, value in sections["student"].items() if name != "config"}
-    student |= {"search_space": shop.architecture.space if student["init"] == "teacher" else None}
-    run = Run(folder, steps, kept | {"student": student | {"subnet": _named(shop, size)}})
+    run = Run(folder, steps, kept | {"student": sections["student"] | {"subnet": _named(shop, size)}})
     return train(shop, run) | _judged(shop, folder, size)
 
 

@@ -32,21 +32,36 @@ RECIPE_SETTINGS = {
     ),
 }
 
+WHOLE_GROUPS = {"config": {"whole_position_groups": True}}
+HEAD = {"fit_head_on": 60.0}
+ORDER = {"order_on": {"seconds": 60.0}}
+START = {"student": WHOLE_GROUPS | HEAD}
+ORDERED = {"student": WHOLE_GROUPS | HEAD | ORDER}
 LOW_END = {"schedule": {"kind": "linear", "warmup": 0.05, "final_scale": 0.0}}
-# What a supernet's recipe says beyond the plain one (the teacher's weights as they are, a random subnet a step).
-# What a student trained alone can take over of it, it takes over: see `recipe.py`.
+# What a supernet's recipe says beyond the plain one: the teacher's weights as they are, a random head, split groups, a
+# random subnet a step. What a student trained alone can take over of it, it takes over: see `recipe.py`.
 IDEAS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "order by weights": {"start": "weights"},
-    "low end": LOW_END,
-    "twice the learning rate": {"optimizer": {"lr": 2e-3}},
-    "two subnets a step": {"sampler": {"kind": "random", "num_random": 2}},
-    "sandwich": {"sampler": {"kind": "sandwich"}},
-    "fitted head": {"student": {"fit_head_on": 60.0}},
-    "fitted head and low end": {"student": {"fit_head_on": 60.0}} | LOW_END,
-    "three widths": {"widths": (64, 112, 128)},
+    "fitted head": {"student": HEAD},
+    "fitted head and low end": {"student": HEAD} | LOW_END,
+    "whole groups": {"student": WHOLE_GROUPS},
+    "start": START,
+    "ordered start": ORDERED,
+    "start ordered by weights": START | {"start": "weights"},
+    "start with width ordered": {
+        "student": WHOLE_GROUPS | HEAD | {"order_on": {"seconds": 60.0, "parts": ["heads", "ffn", "width"]}}
+    },
+    "low end": START | LOW_END,
+    "averaged weights": START | {"averaging": {"share": 0.2}},
+    "deep targets first": START | {"deep_targets": {"share": 0.3}},
+    "in proportion": START | {"sampler": {"spread": 0.15}},
+    "two sub-spaces": START | {"sampler": {"subspaces": [{"hidden_size": [48, 64]}, {"hidden_size": [96, 112, 128]}]}},
+    "narrow ones count less": START | {"sampler": {"width_exponent": 1.0}},
+    "narrow ones count more": START | {"sampler": {"width_exponent": -1.0}},
+    "half the learning rate": START | {"optimizer": {"lr": 5e-4}},
+    "twice the learning rate": START | {"optimizer": {"lr": 2e-3}},
+    "two subnets a step": START | {"sampler": {"num_random": 2}},
 }
-
 # Those that are screened for students trained alone as well, and the one that all seeds are run with.
-ALONE = ("plain", "low end", "fitted head and low end")
-WINNER = "fitted head and low end"
+ALONE = ("plain", "fitted head and low end", "start", "ordered start", "low end", "averaged weights")
+WINNER = "start"
