@@ -37,6 +37,7 @@ HEAD = {"fit_head_on": 60.0}
 ORDER = {"order_on": {"seconds": 60.0}}
 START = {"student": WHOLE_GROUPS | HEAD}
 ORDERED = {"student": WHOLE_GROUPS | HEAD | ORDER}
+SUBSPACES = [{"hidden_size": [48, 64]}, {"hidden_size": [96, 112, 128]}]
 LOW_END = {"schedule": {"kind": "linear", "warmup": 0.05, "final_scale": 0.0}}
 # What a supernet's recipe says beyond the plain one: the teacher's weights as they are, a random head, split groups, a
 # random subnet a step. What a student trained alone can take over of it, it takes over: see `recipe.py`.
@@ -51,17 +52,26 @@ IDEAS: dict[str, dict[str, Any]] = {
     "start with width ordered": {
         "student": WHOLE_GROUPS | HEAD | {"order_on": {"seconds": 60.0, "parts": ["heads", "ffn", "width"]}}
     },
-    "low end": START | LOW_END,
-    "averaged weights": START | {"averaging": {"share": 0.2}},
-    "deep targets first": START | {"deep_targets": {"share": 0.3}},
-    "in proportion": START | {"sampler": {"spread": 0.15}},
-    "two sub-spaces": START | {"sampler": {"subspaces": [{"hidden_size": [48, 64]}, {"hidden_size": [96, 112, 128]}]}},
-    "narrow ones count less": START | {"sampler": {"width_exponent": 1.0}},
-    "narrow ones count more": START | {"sampler": {"width_exponent": -1.0}},
-    "half the learning rate": START | {"optimizer": {"lr": 5e-4}},
-    "twice the learning rate": START | {"optimizer": {"lr": 2e-3}},
-    "two subnets a step": START | {"sampler": {"num_random": 2}},
+    "averaged weights": ORDERED | {"averaging": {"share": 0.2}},
+    "half the learning rate": ORDERED | {"optimizer": {"lr": 5e-4}},
+    "twice the learning rate": ORDERED | {"optimizer": {"lr": 2e-3}},
+    "low end": ORDERED | LOW_END,
+    "in proportion": ORDERED | {"sampler": {"spread": 0.15}},
+    "narrow ones count less": ORDERED | {"sampler": {"width_exponent": 1.0}},
+    "two sub-spaces": ORDERED
+    | {"sampler": {"subspaces": [{"hidden_size": [48, 64]}, {"hidden_size": [96, 112, 128]}]}},
+    "deep targets first": ORDERED | {"deep_targets": {"share": 0.3}},
+    "two subnets a step": ORDERED | {"sampler": {"num_random": 2}},
+    "sandwich": ORDERED | {"sampler": {"kind": "sandwich"}},
 }
 # Those that are screened for students trained alone as well, and the one that all seeds are run with.
-ALONE = ("plain", "fitted head and low end", "start", "ordered start", "low end", "averaged weights")
-WINNER = "start"
+ALONE = (
+    "plain",
+    "fitted head and low end",
+    "start",
+    "ordered start",
+    "averaged weights",
+    "half the learning rate",
+    "low end",
+)
+WINNER = "ordered start"

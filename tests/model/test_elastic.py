@@ -32,8 +32,8 @@ def layer_norm() -> ElasticLayerNorm:
     return layer
 
 
-def conv(kernel_size: int) -> ElasticWeightNormConv1d:
-    layer = ElasticWeightNormConv1d(12, kernel_size, groups=2)
+def conv(kernel_size: int, **options) -> ElasticWeightNormConv1d:
+    layer = ElasticWeightNormConv1d(12, kernel_size, **{"groups": 2} | options)
     nn.init.normal_(layer.bias)
     nn.init.uniform_(layer.parametrizations["weight"].original0, 0.5, 2)  # a magnitude that is not the norm
     layer.active_size = 8
@@ -45,6 +45,11 @@ CASES = {
     "linear without bias": (lambda: linear(False), lambda: nn.Linear(5, 4, bias=False), 5),
     "layer norm": (layer_norm, lambda: nn.LayerNorm(5), 5),
     "even convolution": (lambda: conv(6), lambda: WeightNormConv1d(8, 6, groups=2), 8),
+    "convolution of whole groups": (
+        lambda: conv(6, groups=3, whole_groups=True),
+        lambda: WeightNormConv1d(8, 6, groups=2),
+        8,
+    ),
     "odd convolution": (lambda: conv(5), lambda: WeightNormConv1d(8, 5, groups=2), 8),
 }
 

@@ -74,6 +74,27 @@ def test_extracted_is_the_active_slice(supernet, waveforms, seed):
     assert_equal(outputs(supernet, waveforms, mask), outputs(static, waveforms, mask))
 
 
+def test_whole_position_groups(make_model, waveforms):
+    """Of a width come out as fewer groups, in a plain HuBERT as well, and what is kept computes what it did."""
+    supernet = make_model(LightHubertModel, whole_position_groups=True)
+    position = supernet.encoder.pos_conv_embed
+    states = torch.randn(2, 30, 64)
+    with torch.no_grad():
+        whole = position(states)
+        for heads in (2, 3):
+            subnet = Subnet(16 * heads, (heads, heads), (96, 96))
+            static = supernet.extract_subnet(subnet)
+            assert static.config.num_conv_pos_embedding_groups == heads
+            with supernet.subnet_activated(subnet):
+                assert_equal(outputs(supernet, waveforms), outputs(static, waveforms))
+                torch.testing.assert_close(position(states[..., : 16 * heads]), whole[..., : 16 * heads])
+            hubert = static.to_hubert()
+            exact = outputs(in_double(hubert), waveforms.double())
+            assert_as_exact(outputs(static, waveforms), outputs(hubert, waveforms), exact)
+    with pytest.raises(ValueError, match=r"hidden_size 36 is not a multiple of 16.*whole_position_groups"):
+        supernet.extract_subnet(Subnet(36, (2, 1), (48, 60)))
+
+
 @pytest.fixture(scope="module")
 def published():
     """768 wide, 12 layers: both published spaces are cut out of such weights. Only the front end is small."""
