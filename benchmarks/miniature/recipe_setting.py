@@ -37,6 +37,13 @@ HEAD = {"fit_head_on": 60.0}
 ORDER = {"order_on": {"seconds": 60.0}}
 START = {"student": WHOLE_GROUPS | HEAD}
 ORDERED = {"student": WHOLE_GROUPS | HEAD | ORDER}
+
+
+def _with(**config) -> dict[str, Any]:
+    """The ordered start with more of a config."""
+    return {"student": ORDERED["student"] | {"config": WHOLE_GROUPS["config"] | config}}
+
+
 SUBSPACES = [{"hidden_size": [48, 64]}, {"hidden_size": [96, 112, 128]}]
 LOW_END = {"schedule": {"kind": "linear", "warmup": 0.05, "final_scale": 0.0}}
 # What a supernet's recipe says beyond the plain one: the teacher's weights as they are, a random head, split groups, a
@@ -52,6 +59,8 @@ IDEAS: dict[str, dict[str, Any]] = {
     "start with width ordered": {
         "student": WHOLE_GROUPS | HEAD | {"order_on": {"seconds": 60.0, "parts": ["heads", "ffn", "width"]}}
     },
+    "own heads": _with(head_per_width=True),
+    "own norms and heads": _with(head_per_width=True, norm_per_width=True),
     "averaged weights": ORDERED | {"averaging": {"share": 0.2}},
     "half the learning rate": ORDERED | {"optimizer": {"lr": 5e-4}},
     "twice the learning rate": ORDERED | {"optimizer": {"lr": 2e-3}},

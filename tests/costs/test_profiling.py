@@ -30,7 +30,6 @@ VARIANTS = [
     {"norm_per_width": True, "head_per_width": True},
     {"search_space": ELASTIC, "norm_per_width": True, "conv_bias": True, "conv_norm_per_width": True},
     {"whole_position_groups": True},
-    {"search_space": ELASTIC, "conv_bias": True, "conv_norm_per_width": True},
     {"search_space": ELASTIC, "feat_extract_norm": "group", "conv_norm_per_width": True},
 ]
 

@@ -55,9 +55,9 @@ def test_one_head_serves_all_subnets_of_a_supernet():
     batches = [batch(seed) for seed in range(8)]
     subnets = {"smallest": whole.student.search_space.smallest(), "largest": whole.student.search_space.largest()}
     active = whole.student.active_subnet
-    before = evaluate(whole, [(entry, {}) for entry in batches], subnets)
+    before = evaluate(whole, [(entry, None) for entry in batches], subnets)
     fit_head(whole, batches)
-    after = evaluate(whole, [(entry, {}) for entry in batches], subnets)
+    after = evaluate(whole, [(entry, None) for entry in batches], subnets)
     assert all(after[name] < 0.9 * before[name] for name in subnets)
     assert whole.student.active_subnet == active and whole.student.training
 
