@@ -80,7 +80,8 @@ def test_whole_position_groups(make_model, waveforms):
     position = supernet.encoder.pos_conv_embed
     states = torch.randn(2, 30, 64)
     with torch.no_grad():
-        whole = position(states)
+        with supernet.subnet_activated(PLAIN):
+            whole = position(states)
         for heads in (2, 3):
             subnet = Subnet(16 * heads, (heads, heads), (96, 96))
             static = supernet.extract_subnet(subnet)
