@@ -116,8 +116,12 @@ class ElasticHead(ElasticLinear):
         return super().forward(hidden_states) if own is None else own(hidden_states)
 
     def _own(self) -> nn.Linear | None:
-        size = str(self.in_ranges[-1][1])
-        return self.per_width[size] if self.per_width is not None and size in self.per_width else None
+        size, own = str(self.in_ranges[-1][1]), self.per_width
+        if own is None or size not in own:
+            return None
+        linear = own[size]
+        assert isinstance(linear, nn.Linear)
+        return linear
 
 
 class ElasticLayerNorm(nn.LayerNorm):
