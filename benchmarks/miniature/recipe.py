@@ -19,7 +19,7 @@ import probing
 from distilling import Workshop
 from label_free import SCORES, embed
 from parts import Part
-from recipe_setting import ALONE, IDEAS, RECIPE_SETTINGS, WINNER
+from recipe_setting import ALONE, HEAD, IDEAS, RECIPE_SETTINGS, WINNER
 from studies import Run, Study, model_of, sizes_of, study_main, train
 
 from lighthubert_hf.conversion.layout.importance import rearrangements
@@ -65,6 +65,7 @@ def alone(shop: Workshop, size: str, idea: str, steps: int, folder: str) -> dict
 def retrained(shop: Workshop, size: str, folder: str) -> dict[str, Any]:
     """A subnet cut from the winner after a few more steps of its own, at a rate that falls to nothing."""
     student = {"init": str(shop.folder("winner") / "model"), "subnet": _named(shop, size), "freeze_front_end": True}
+    student |= HEAD  # its own now
     sections = {"student": student, "schedule": {"kind": "linear", "warmup": 0.1, "final_scale": 0.0}}
     run = Run(folder, shop.setting.retraining_steps, sections)
     return train(shop, run) | _judged(shop, folder, size)

@@ -83,4 +83,4 @@ ALONE = (
     "half the learning rate",
     "low end",
 )
-WINNER = "ordered start"
+WINNER = "in proportion"
