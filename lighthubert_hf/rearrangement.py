@@ -32,11 +32,11 @@ def ffn_use(config: LightHubertConfig, space: SearchSpace) -> torch.Tensor:
     use = torch.zeros(config.intermediate_size, dtype=torch.long)
     for width in space.hidden_size:
         for ratio in space.ffn_ratio:
-            use[units_of(config, width, int(ratio * width))] += 1
+            use[kept_units(config, width, int(ratio * width))] += 1
     return use
 
 
-def units_of(config: LightHubertConfig, width: int, num_units: int) -> torch.Tensor:
+def kept_units(config: LightHubertConfig, width: int, num_units: int) -> torch.Tensor:
     """Which FFN units of the weights a subnet has: their indices, ascending."""
     ranges = ffn_ranges(width, num_units, config.hidden_size)
     return torch.cat([torch.arange(start, stop) for start, stop in ranges])
@@ -55,7 +55,7 @@ def rearranged_layers(
     """
     heads, dim = torch.arange(config.num_attention_heads), config.head_dim
     free_units = torch.zeros(config.intermediate_size, dtype=torch.bool)
-    free_units[units_of(config, whole.hidden_size, max(whole.intermediate_size))] = True
+    free_units[kept_units(config, whole.hidden_size, max(whole.intermediate_size))] = True
     use, found = ffn_use(config, SearchSpace.from_dict(config.search_space)), {}
     for index, (of_heads, of_units) in importance.items():
         attention, ffn = f"encoder.layers.{index}.attention", f"encoder.layers.{index}.feed_forward"

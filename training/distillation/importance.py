@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lighthubert_hf import LightHubertForPreTraining, Subnet
-from lighthubert_hf.rearrangement import rearrange, rearrange_stream, rearranged_layers, stream_order, units_of
+from lighthubert_hf.rearrangement import kept_units, rearrange, rearrange_stream, rearranged_layers, stream_order
 
 from .channel_order import rearrange_channels
 from .recipe import OrderSection
@@ -70,7 +70,9 @@ def order_student(
         if index in importance.heads and "heads" in parts:
             heads[: len(importance.heads[index])] = importance.heads[index].float()
         if index in importance.units and "ffn" in parts:
-            units[units_of(config, whole.hidden_size, len(importance.units[index]))] = importance.units[index].float()
+            units[kept_units(config, whole.hidden_size, len(importance.units[index]))] = importance.units[
+                index
+            ].float()
         full[index] = heads, units
     moves = rearranged_layers(config, whole, full)
     kept = {"heads": ".attention.", "ffn": ".feed_forward."}
