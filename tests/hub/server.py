@@ -4,9 +4,10 @@ It imitates the part of the Hub's HTTP API that `huggingface_hub` 2.x and `trans
 models (https://huggingface.co/docs/hub/api): whoami, create repo, model info, refs, revisions, branches, tags, tree,
 commits, paths-info, validate-yaml, preupload, the Git LFS batch API
 (https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md) with single-part, multi-part and verify, the NDJSON
-commit (also as a pull request), resolve (HEAD, GET, ranges, ETags, `X-Repo-Commit`), collections. Large files live
+commit (also as a pull request), resolve (HEAD, GET, ranges, ETags, `X-Repo-Commit`), collections; and data sets, by
+the same routes. Large files live
 on a second port, as on the Hub they live on another host: a client that sends its token there is caught. Not
-imitated: Xet (set `HF_HUB_DISABLE_XET=1`), datasets, spaces, discussions, gated repositories.
+imitated: Xet (set `HF_HUB_DISABLE_XET=1`), spaces, discussions, gated repositories.
 
     with HubServer({"hf_writer": Account("alice", orgs=("acme",))}) as hub:
         ...  # HF_ENDPOINT=hub.endpoint
@@ -53,6 +54,12 @@ class StorageHandler(Handler):
 
 class ApiHandler(Handler):
     """The Hub itself."""
+
+    def dispatch(self, path: str) -> None:
+        """Data sets are served as models are; the two share their names."""
+        if path.startswith("/api/datasets/"):
+            path = path.replace("/api/datasets/", "/api/models/", 1)
+        super().dispatch(path.removeprefix("/datasets"))
 
     @property
     def account(self) -> Account | None:
@@ -198,10 +205,12 @@ class ApiHandler(Handler):
         if prefix and not inside:
             raise HubError(404, f"{path} does not exist on {revision!r}", "EntryNotFound")
         items, folders = [], set()
+        recursive = self.query.get("recursive", ["false"])[0].lower() == "true"
         for file, entry in inside.items():
             rest = file[len(prefix) :].split("/")
-            folders |= {prefix + "/".join(rest[:depth]) for depth in range(1, len(rest))}
-            if len(rest) == 1 or self.query.get("recursive", ["false"])[0].lower() == "true":
+            depths = range(1, len(rest) if recursive else min(len(rest), 2))
+            folders |= {prefix + "/".join(rest[:depth]) for depth in depths}
+            if len(rest) == 1 or recursive:
                 items.append(self.describe_file(file, entry))
         self.send_json(items + [{"type": "directory", "path": folder, "oid": "0" * 40} for folder in sorted(folders)])
 

@@ -42,6 +42,7 @@ class Manifest:
     """The rows of one or more text files, parsed one by one when they are read.
 
     Attributes:
+        audio_columns: Those that are known to be audio by more than their names: none are.
         class_names: Of columns of numbers that stand for names: none are known.
         columns: Their names.
         bases: Folders that relative paths in the rows start from.
@@ -56,6 +57,7 @@ class Manifest:
         if columns is None:
             columns = sorted({name for row in self._first_rows() for name in row})
         self.columns = columns
+        self.audio_columns: list[str] = []
         self.class_names: dict[str, list[str]] = {}
         self.num_shards = min(_SHARDS, len(rows)) or 1
         self.offset_is_optional = "audio_filepath" in columns
@@ -129,15 +131,18 @@ def read_manifests(files: list[str], root: str | None = None) -> Manifest:
     for file in files:
         folder = file.rpartition("/")[0] if is_url(file) else os.path.dirname(os.path.abspath(file))
         bases += [base for base in (folder, f"{folder}/clips") if base not in bases]
-        suffix = manifest_suffix(file)
-        text = _read_text(file)
-        found = _json_rows(text) if "json" in suffix else _table_rows(text, file, tabs=suffix == ".tsv")
-        for place, row in found:
+        for place, row in manifest_rows(file):
             rows.append(row)
             places.append(f"{file}, {place}")
     if not rows:
         raise ValueError(f"{', '.join(files)} holds no rows")
     return Manifest(rows, places, bases + ([root] if root else []))
+
+
+def manifest_rows(file: str) -> Iterator[tuple[str, str | BadRow]]:
+    """Where each row of a manifest file is, and the row, as JSON."""
+    suffix, text = manifest_suffix(file) or "", _read_text(file)
+    return _json_rows(text) if "json" in suffix else _table_rows(text, file, tabs=suffix == ".tsv")
 
 
 def manifest_suffix(file: str) -> str | None:

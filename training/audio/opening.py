@@ -13,6 +13,7 @@ from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 from .decoding import AudioDecodeError, Channel, Recording, open_audio
 from .manifests import BadRow, Manifest, find_audio_column, find_manifest, manifest_suffix, read_manifests
+from .metadata import read_metadata
 from .network import Retry, is_network_fault
 from .row_paths import RowPaths, is_url
 from .sources import GLOB_CHARACTERS, AudioSource, RawExample
@@ -55,42 +56,50 @@ class OpenSource:
         self._paths = self._row_paths()
 
     def _open(self) -> "Manifest | _DatasetRows":
+        rows = self._rows_here()
+        return rows if rows is not None else self._load()
+
+    def _rows_here(self) -> "Manifest | _DatasetRows | None":
+        """Rows that need not be loaded by `datasets`."""
         source = self.source
         if source.dataset is not None:
             return _DatasetRows(_streamed(_of_split(source.dataset, source)))
         if source.files is not None:
             if all(map(manifest_suffix, source.files)):
                 return read_manifests([file for pattern in source.files for file in _matching(pattern)])
-            return _DatasetRows(self._load())
+            return None
         if not self.is_remote and os.path.isdir(source.path):
             stored = [Path(source.path) / name for name in ("state.json", "dataset_dict.json")]
             if any(file.is_file() for file in stored):
                 from datasets import load_from_disk
 
                 return _DatasetRows(_streamed(_of_split(load_from_disk(source.path), source)))
-            if source.config_name is None and (
-                manifest := find_manifest(source.path, source.split, source.audio_column)
-            ):
-                return manifest
-        return _DatasetRows(self._load())
+            if source.config_name is None:
+                return find_manifest(source.path, source.split, source.audio_column)
+        return None
 
-    def _load(self):
-        from datasets import load_dataset
+    def _load(self) -> "Manifest | _DatasetRows":
+        from datasets import load_dataset, load_dataset_builder
         from datasets.exceptions import DatasetNotFoundError
 
         path, files, split = self.source.path, self.source.files, self.source.split
         try:
             if files is not None:
                 files = [glob.escape(file) if os.path.exists(file) else file for file in files]
-                return load_dataset(_format_of(files), data_files={split: files}, split=split, streaming=True)
+                return _DatasetRows(
+                    load_dataset(_format_of(files), data_files={split: files}, split=split, streaming=True)
+                )
             if not self.is_remote and not Path(path).is_dir():
                 raise FileNotFoundError(
                     f"{path}: no such folder; give a folder, a file, a glob of files or a Hub dataset id"
                 )
             if not self.is_remote and any(map(os.path.abspath(path).__contains__, GLOB_CHARACTERS)):
                 kind, folder = _format_of(_files_in(path)), glob.escape(os.path.abspath(path))
-                return load_dataset(kind, data_dir=folder, split=split, streaming=True)  # or it takes them for a glob
-            return load_dataset(path, name=self.source.config_name, split=split, streaming=True)
+                # Without escaping it takes them for a glob.
+                return _DatasetRows(load_dataset(kind, data_dir=folder, split=split, streaming=True))
+            builder = load_dataset_builder(path, name=self.source.config_name)
+            metadata = read_metadata(builder, split)
+            return metadata if metadata is not None else _DatasetRows(builder.as_streaming_dataset(split=split))
         except DatasetNotFoundError as error:
             raise FileNotFoundError(f"{path}: neither a folder here nor a dataset of the Hub ({error})") from error
         except ConnectionError as error:
@@ -102,7 +111,7 @@ class OpenSource:
 
     def _find_audio_column(self) -> str:
         columns = self._rows.columns
-        found = self._rows.audio_columns if isinstance(self._rows, _DatasetRows) else []
+        found = self._rows.audio_columns
         if not found and (known := find_audio_column(columns)) is not None:
             return known
         if len(found) != 1:
@@ -116,7 +125,7 @@ class OpenSource:
         """What the rows may name: files of the data set itself, and what the user allows."""
         source, allowed = self.source, self.source.allow_paths
         if isinstance(self._rows, Manifest):
-            roots = self._rows.bases if source.files is not None else [source.path]
+            roots = self._rows.bases if source.files is not None or self.is_remote else [source.path]
             return RowPaths(self._rows.bases, roots, allowed)
         if source.dataset is not None:
             return RowPaths([], None, allowed)  # whoever calls has made these rows
@@ -140,7 +149,10 @@ class OpenSource:
         if isinstance(values, BadRow):
             return [RawExample(place, audio={}, text=None, problem=values.reason, **shared)]
         for name, names in self._rows.class_names.items():
-            if isinstance(number := values.get(name), int):  # -1 says that there is no label
+            number = values.get(name)
+            if isinstance(number, str) and number not in names and number.isdecimal():  # of a CSV file
+                number = int(number)
+            if isinstance(number, int):  # -1 says that there is no label
                 values = values | {name: names[number] if 0 <= number < len(names) else None}
         shared["text"] = look_up(values, self.source.text_column) if self.source.text_column else None
         if self.source.all_columns:
