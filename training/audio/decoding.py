@@ -24,8 +24,10 @@ LARGEST_SAMPLE = 100.0
 Channel = Literal["mean", "split"] | int
 
 _BLOCK = 1 << 16  # frames that are decoded at once
+_MOST_BYTES = 1 << 31  # of a file that is not here, which is read whole
 _MARGIN = SAMPLING_RATE // 10  # samples around a part that its resampling filter sees; it reaches over far fewer
 _CANCELLED = 0.01  # a mix with less than this share of its channels' energy has lost what they held
+_SECONDS_LACKING = 0.1  # the padding that encoders of MP3 add, and some headers count, is shorter
 _UNKNOWN = 2**62  # libsndfile says 2**63 - 1 frames where the header does not know
 
 
@@ -130,13 +132,16 @@ class Recording:
         before = max(start - _MARGIN, 0) // unit
         after = None if stop is None else -(-(stop + _MARGIN) // unit)
         resample = resampler(self.sampling_rate)
-        mixed, heard, pieces = 0.0, 0.0, []
-        for block in self._blocks(before * frames, None if after is None else after * frames):
+        mixed, heard, decoded, pieces = 0.0, 0.0, 0, []
+        first_frame, last_frame = before * frames, None if after is None else after * frames
+        for block in self._blocks(first_frame, last_frame):
+            decoded += len(block)
             self._check(block)
             mono = _mono(block, channel)
             if self.num_channels > 1 and channel == "mean":
                 mixed, heard = mixed + float(mono @ mono), heard + float(np.vdot(block, block)) / self.num_channels
             pieces.append(resample(mono, last=False))
+        self._check_whole(decoded, first_frame, last_frame)
         pieces.append(resample(np.zeros(0, np.float32), last=True))
         waveform = np.concatenate(pieces)
         first = start - before * unit
@@ -151,10 +156,22 @@ class Recording:
         """
         (channel,) = self.channels(channel)
         resample = resampler(self.sampling_rate)
+        decoded = 0
         for block in self._blocks(0, None):
+            decoded += len(block)
             self._check(block)
             yield resample(_mono(block, channel), last=False)
+        self._check_whole(decoded, 0, None)
         yield resample(np.zeros(0, np.float32), last=True)
+
+    def _check_whole(self, decoded: int, start: int, stop: int | None) -> None:
+        """Refuse what is shorter than its header says: decoders leave out what is damaged without a word."""
+        if self._frames is None:
+            return
+        lacking = (self._frames if stop is None else min(stop, self._frames)) - start - decoded
+        if lacking > _SECONDS_LACKING * self.sampling_rate:
+            seconds = lacking / self.sampling_rate
+            raise AudioDecodeError(f"{self.name} is damaged: {seconds:.2g} s of it are not there or cannot be decoded")
 
     def _blocks(self, start: int, stop: int | None) -> Iterator[np.ndarray]:
         """The stored samples, `(frames, channels)`."""
@@ -266,7 +283,10 @@ def open_audio(audio: Mapping | str | os.PathLike) -> Recording:
         import fsspec
 
         with fsspec.open(path, "rb") as file:
-            return Recording(file.read(), path)
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise AudioDecodeError(f"{path} is larger than {_MOST_BYTES >> 30} GiB; download it to read it from there")
+        return Recording(data, path)
     file = open_regular(path)
     try:
         return Recording(file, path)

@@ -238,3 +238,27 @@ def test_only_regular_files_are_opened(tmp_path):
     for path in (tmp_path / "pipe", tmp_path / "link", "/dev/zero", tmp_path):
         with pytest.raises(AudioDecodeError, match="is no file: it is a folder, a device or a pipe"):
             open_regular(path)
+
+
+@settings(max_examples=examples(200))
+@given(st.integers(42, 10**6), st.integers(0, 7))
+def test_a_flipped_bit_of_a_flac_is_an_error_or_changes_nothing(place, bit):
+    """Its frames have checksums; the 42 bytes before say rate and length."""
+    data = encode(0.3)
+    damaged = bytearray(data)
+    damaged[42 + (place - 42) % (len(data) - 42)] ^= 1 << bit
+    try:
+        found = decode_audio(bytes(damaged), "x")
+    except AudioDecodeError:
+        return
+    np.testing.assert_array_equal(found, decode_audio(data, "x"))
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_a_damaged_page_of_an_ogg_is_not_left_out_without_a_word(subtype):
+    noise = 0.1 * np.random.default_rng(0).standard_normal(6 * 16_000)
+    data = bytearray(encoded(noise, 16_000, "OGG", subtype))
+    pages = [place for place in range(len(data)) if data[place : place + 4] == b"OggS"]
+    data[pages[len(pages) // 2] + 200] ^= 1
+    with pytest.raises(AudioDecodeError, match=r"x is damaged: [\d.]+ s of it are not there"):
+        decode_audio(bytes(data), "x")
