@@ -23,6 +23,16 @@ HALF_OR_MORE = (*PRECISE, torch.bfloat16, torch.float16)
 _PLAIN = (torch.Tensor, nn.Parameter)
 
 
+def _functions() -> tuple[Callable, ...]:
+    """What of torch fast paths stand in for."""
+    return nn.Module.__call__, F.linear, F.conv1d, F.layer_norm, F.group_norm
+
+
+_FUNCTIONS = _functions()
+# Classes whose `forward` was found to be their own.
+_own_forwards: dict[type, Callable] = {}
+
+
 def is_recorded() -> bool:
     """Whether the computation is traced, exported, compiled, transformed, or its FLOP are counted."""
     return (
@@ -63,12 +73,31 @@ def wants_gradients(tensors: Iterable[torch.Tensor]) -> bool:
 
 
 def is_watched(*modules: nn.Module) -> bool:
-    """Whether one of `modules` has hooks or a `forward` of its own, which a fast path past it would not call.
+    """Whether one of `modules` has hooks or a `forward` put in its place, which a fast path past it would not call.
 
-    Hooks of all modules count as well. An instance's own `forward` is how accelerate, quantisers and profilers patch.
+    Hooks of all modules count as well, and functions of torch that were replaced. An instance's own `forward` is how
+    accelerate, quantisers and profilers patch; others do it to the class, or to `torch.nn.functional`.
     """
+    if _has_any_global_hook() or _functions() != _FUNCTIONS:
+        return True
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "forward")
-    return bool(_has_any_global_hook()) or any(vars(module).get(kind) for module in modules for kind in kinds)
+    return any(
+        not _has_own_forward(type(module)) or any(vars(module).get(kind) for kind in kinds) for module in modules
+    )
+
+
+def _has_own_forward(kind: type) -> bool:
+    """Whether the `forward` of a class is the one that was written with it."""
+    forward = kind.forward
+    if _own_forwards.get(kind) is forward:
+        return True
+    home = next(cls for cls in kind.__mro__ if "forward" in vars(cls))
+    # Where it was really written: wrappers take over the names of what they wrap. transformers' own may be around it.
+    written = getattr(forward, "__globals__", {}).get("__name__", "")
+    if written != home.__module__ and not written.startswith("transformers."):
+        return False
+    _own_forwards[kind] = forward
+    return True
 
 
 def is_gelu(activation: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Whatever a user puts in a module's place, or hangs onto it, is called: fast paths step aside."""
 
+import functools
 from contextlib import contextmanager
 
 import accelerate.hooks
@@ -12,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers.activations import ACT2FN
 
 from lighthubert_hf import LightHubertModel
+from lighthubert_hf.model import fast_paths
 from lighthubert_hf.model.fast_linear import activate
 
 # One of each kind of module that a fast path computes without calling it.
@@ -94,6 +96,49 @@ def global_pre_hook(module: nn.Module):
     return torch_module.register_module_forward_pre_hook(change)
 
 
+class _Undo:
+    def __init__(self, patch):
+        self.remove = patch.undo
+
+
+def class_patch(module: nn.Module):
+    """As some profilers and quantisers do, to all instances at once, and before a model has run."""
+    cls, patch = type(module), pytest.MonkeyPatch()
+    run = cls.forward
+
+    def forward(self, *args, **kwargs):
+        out = run(self, *args, **kwargs)
+        return changed(out) if self is module else out
+
+    patch.setattr(cls, "forward", forward)
+    fast_paths._own_forwards.clear()
+    return _Undo(patch)
+
+
+def class_wrapper(module: nn.Module):
+    cls, patch = type(module), pytest.MonkeyPatch()
+    run = cls.forward
+
+    @functools.wraps(run)
+    def forward(self, *args, **kwargs):
+        out = run(self, *args, **kwargs)
+        return changed(out) if self is module else out
+
+    patch.setattr(cls, "forward", forward)
+    return _Undo(patch)
+
+
+def every_call(module: nn.Module):
+    patch, call = pytest.MonkeyPatch(), nn.Module.__call__
+
+    def patched(self, *args, **kwargs):
+        out = call(self, *args, **kwargs)
+        return changed(out) if self is module else out
+
+    patch.setattr(nn.Module, "__call__", patched)
+    return _Undo(patch)
+
+
 class Changed(nn.Module):
     def forward(self, value):
         return changed(value)
@@ -106,7 +151,8 @@ def parametrization(module: nn.Module):
     parametrize.register_parametrization(module, name, Changed())
 
 
-PATCHES = [own_forward, accelerate_hook, hook, subclass, global_hook, global_pre_hook, parametrization]
+PATCHES = [own_forward, accelerate_hook, hook, subclass, global_hook, global_pre_hook, parametrization, class_patch,
+           class_wrapper, every_call]  # fmt: skip
 
 
 @torch.no_grad()
@@ -143,6 +189,24 @@ def test_a_function_mode_sees_the_functions_of_the_modules(models, waveforms):
             torch.testing.assert_close(found, model(waveforms).last_hidden_state, rtol=0, atol=1e-4)
     with torch.device("cpu"):
         torch.testing.assert_close(model(waveforms).last_hidden_state, models("layer")(waveforms).last_hidden_state)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["linear", "layer_norm", "conv1d"])
+def test_functions_of_torch_that_were_replaced_are_called(models, waveforms, monkeypatch, name):
+    model = models("layer")
+    before, run = model(waveforms).last_hidden_state, getattr(nn.functional, name)
+    monkeypatch.setattr(nn.functional, name, lambda *args, **kwargs: changed(run(*args, **kwargs)))
+    found = model(waveforms).last_hidden_state
+    with plainly():
+        wanted = model(waveforms).last_hidden_state
+    assert (wanted - before).abs().max() > 1e-3
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+def test_nothing_of_an_untouched_model_counts_as_watched(models):
+    for norm in ("group", "layer"):
+        assert [name for name, module in models(norm).named_modules() if name and fast_paths.is_watched(module)] == []
 
 
 @torch.no_grad()
