@@ -85,6 +85,22 @@ def test_a_script_of_the_commands_name_has_the_auto_classes(tmp_path):
         (["push", "nowhere", "me/model"], ["nowhere"]),
         (["profile", "nowhere"], ["nowhere"]),
         (["search", "nowhere", "out"], ["nowhere"]),
+        (["search", "nowhere", "out", "--trials", "9" * 12], ["trials", "9" * 12]),
+        (["search", "nowhere", "out", "--population-size", "9" * 12], ["population_size", "9" * 12]),
+        (["search", "nowhere", "out", "--seed", "-1"], ["seed", "-1"]),
+        (["search", "nowhere", "out", "--extract", "-1"], ["extract", "-1"]),
+        (["search", "nowhere", "out", "--max-examples", "0"], ["max-examples", "0"]),
+        (["search", "nowhere", "out", "--max-params", "1e400"], ["1e400", "finite"]),
+        (["search", "nowhere", "out", "--max-macs", "1e-400G"], ["1e-400G", "above 0"]),
+        (["search", "nowhere", "out", "--max-params", "nan"], ["nan", "30M"]),
+        (["search", "nowhere", "out", "--max-latency", "60ms@999999s"], ["999999", "36,000"]),
+        (["search", "nowhere", "out", "--objective", "memory@9999999x10s"], ["9999999", "36,000"]),
+        (["cost", "lighthubert-small", "--processes", "0"], ["processes", "0"]),
+        (["cost", "lighthubert-small", "--tflops", "nan"], ["tflops", "nan"]),
+        (["evaluate", "nowhere", "--tiny", "--steps", "9" * 12], ["steps", "9" * 12]),
+        (["evaluate", "nowhere", "--tiny", "--scale", "inf"], ["scale", "inf"]),
+        (["finetune", "finetune-ctc", "training.steps=" + "9" * 12], ["training.steps", "9" * 12]),
+        (["distill", "lighthubert-small", "data.num_workers=1000000"], ["data.num_workers", "256"]),
         (["evaluate", "nowhere", "--tiny"], ["nowhere"]),
     ],
 )
@@ -116,6 +132,14 @@ def test_axes_and_devices_that_there_are_not(tiny_supernet, tmp_path, refusal):
     tiny_supernet.save_pretrained(tmp_path / "supernet")
     search = ("search", "supernet", "out", "--score", "math:sqrt")
     assert "unknown cost 'weight'; allowed: parameters, macs" in refusal(*search, "--plot", "weight").splitlines()[-1]
+    for option, value in (
+        ("seconds", "inf"),
+        ("seconds", "nan"),
+        ("seconds", "-1"),
+        ("batch", "9" * 9),
+        ("repeats", "9" * 9),
+    ):
+        assert value in refusal("profile", "supernet", f"--{option}", value).splitlines()[-1].replace(",", "")
     for command in (search, ("profile", "supernet")):
         said = refusal(*command, "--device", "abacus").splitlines()[-1]
         assert said.startswith("lighthubert: the device 'abacus' cannot be used (")

@@ -66,7 +66,7 @@ def read_space(source: SearchSpace | Mapping | str | Path) -> SearchSpace:
         where = str(source)
         try:
             source = yaml.safe_load(Path(source).read_text(encoding="utf-8"))  # JSON is YAML
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConversionError(f"{where} is neither JSON nor YAML: {first_line(error)}") from None
     data = source.get("search_space", source) if isinstance(source, Mapping) else source
     try:

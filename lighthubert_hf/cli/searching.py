@@ -54,7 +54,9 @@ def search(
     limits = {"parameters": max_params, "macs": max_macs, "latency": max_latency, "memory": max_memory}
     limits = [Limit.parse(name, text) for name, text in limits.items() if text is not None]
     objectives = [Cost.parse(text) for text in objective or ["parameters"]]
-    check_settings(trials, population_size, extract=extract)
+    check_settings(trials, population_size, extract=extract, seed=seed)
+    if max_examples < 1:
+        raise ValueError(f"--max-examples must be at least 1, got {max_examples}")
     if push:
         check_push(push)
     axis = plot and Cost.parse(plot)

@@ -1,5 +1,6 @@
 """Commands that train and judge models."""
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -193,5 +194,7 @@ def cost(
     from lighthubert_hf.training.distillation.recipe import DistillationRecipe
     from lighthubert_hf.training.recipes.loading import load_recipe
 
+    if tflops is not None and not 0 < tflops < math.inf:
+        raise ValueError(f"--tflops must be above 0 and finite, got {tflops}")
     planned = plan(load_recipe(DistillationRecipe, recipe, overrides or []), processes)
     answer(planned.to_dict(), as_json, planned.describe(tflops))

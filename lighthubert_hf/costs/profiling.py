@@ -20,6 +20,8 @@ from .measuring import MATMUL_FLOP, describe_machine, matmul_contender, peak_mem
 
 CLIP_SECONDS = 10.0
 """Length of the clip that multiply-accumulates per second of audio are counted in, unless another is said."""
+MOST_SECONDS = 36_000
+"""Audio in one measured pass at most: ten hours are 2.3 GB of samples alone."""
 _MODULES = {
     "front end": r"feature_extractor",
     "positional convolution": r"encoder\.pos_conv_embed",
@@ -248,8 +250,8 @@ def profile(
     Raises:
         ValueError: for less than one frame, row or repeat, or a model without a HuBERT-like encoder.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    if not 1 <= repeats <= 10_000:
+        raise ValueError(f"repeats must be from 1 to 10,000, got {repeats}")
     encoder, subnet = model.base_model, None
     if getattr(encoder.config, "search_space", None) is not None:
         subnet = encoder.active_subnet
@@ -304,7 +306,11 @@ class _Rounds:
         """Refuse what cannot be run, before anything is."""
         if batch < 1:
             raise ValueError(f"the batch must be at least 1, got {batch}")
-        if conv_output_lengths(round(seconds * SAMPLING_RATE), self._config) < 1:
+        if not seconds * batch <= MOST_SECONDS:
+            raise ValueError(
+                f"a pass of {batch} x {seconds:g} s of audio is too long; at most {MOST_SECONDS:,} s are measured"
+            )
+        if conv_output_lengths(round(max(seconds, 0) * SAMPLING_RATE), self._config) < 1:
             least = receptive_field(self._config) / SAMPLING_RATE
             raise ValueError(f"audio of {seconds:g} s is not one frame, which needs {least:g} s")
 

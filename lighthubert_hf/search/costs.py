@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lighthubert_hf.costs.latency import LatencyTable
-from lighthubert_hf.costs.profiling import CLIP_SECONDS, count_parameters, macs_per_second
+from lighthubert_hf.costs.profiling import CLIP_SECONDS, MOST_SECONDS, count_parameters, macs_per_second
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 from lighthubert_hf.model.search_space import SearchSpace, Subnet
 from lighthubert_hf.preprocessing import SAMPLING_RATE
@@ -49,6 +49,11 @@ class Cost:
             raise ValueError(f"unknown cost {self.name!r}; allowed: {', '.join(UNITS)}")
         if not (math.isfinite(self.seconds) and self.seconds * SAMPLING_RATE >= 1) or self.batch < 1:
             raise ValueError(f"a cost needs a positive length and batch, got {self.batch} x {self.seconds} s")
+        if self.batch * self.seconds > MOST_SECONDS:
+            raise ValueError(
+                f"{self.name} at {self.batch} x {self.seconds:g} s of audio is too much; at most {MOST_SECONDS:,} s "
+                "are measured"
+            )
 
     @property
     def is_measured(self) -> bool:

@@ -22,6 +22,7 @@ from .workers import alone_in
 logger = logging.getLogger(__name__)
 
 EVOLUTIONARY, RANDOM = "evolutionary", "random"
+MOST_TRIALS = 1_000_000
 DEFAULT_COSTS = (Cost("parameters"), Cost("macs"))
 
 
@@ -77,7 +78,7 @@ def search(
             search of another supernet or with other settings.
     """
     score = score if isinstance(score, Score) else Score(score)
-    check_settings(trials, population_size, algorithms, extract)
+    check_settings(trials, population_size, algorithms, extract, seed)
     if model.search_space is None:
         raise ValueError("this model is static (its config has no search_space); a search needs its supernet")
     out = Path(out)
@@ -139,22 +140,30 @@ def search(
 
 
 def check_settings(
-    trials: int, population_size: int, algorithms: Sequence[str] = (EVOLUTIONARY, RANDOM), extract: int = 0
+    trials: int,
+    population_size: int,
+    algorithms: Sequence[str] = (EVOLUTIONARY, RANDOM),
+    extract: int = 0,
+    seed: int = 0,
 ) -> None:
     """Raise a ValueError for settings that `search` would refuse, before anything is loaded."""
     unknown = set(algorithms) - {EVOLUTIONARY, RANDOM}
     if unknown or not algorithms:
         raise ValueError(f"algorithms must be of {EVOLUTIONARY!r} and {RANDOM!r}, got {list(algorithms)}")
-    if population_size < 2:
-        raise ValueError(f"population_size must be at least 2, got {population_size}")
+    if not 2 <= population_size <= MOST_TRIALS:
+        raise ValueError(f"population_size must be from 2 to {MOST_TRIALS:,}, got {population_size}")
     least = 2 * population_size if EVOLUTIONARY in algorithms else 1
     if trials < least:
         raise ValueError(
             f"trials must be at least {least} (the first population_size = {population_size} are random, "
             f"evolution needs as many again), got {trials}"
         )
-    if extract < 0:
+    if trials > MOST_TRIALS:
+        raise ValueError(f"trials must be at most {MOST_TRIALS:,}, got {trials}")
+    if not 0 <= extract <= MOST_TRIALS:
         raise ValueError(f"extract is a number of subnets, got {extract}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {seed}")
 
 
 def supernet_fingerprint(model) -> str:

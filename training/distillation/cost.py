@@ -154,7 +154,7 @@ def plan(recipe: DistillationRecipe, processes: int = 8) -> TrainingPlan:
     Raises:
         ValueError: for less than one process, or what cannot be counted.
     """
-    if processes < 1:
-        raise ValueError(f"processes must be at least 1, got {processes}")
+    if not 1 <= processes <= 1_000_000:
+        raise ValueError(f"processes must be from 1 to 1,000,000, got {processes}")
     seconds = recipe.data.batch_seconds * recipe.training.accumulation * processes
     return TrainingPlan(recipe.name, recipe.training.steps, processes, seconds, count_cost(recipe))

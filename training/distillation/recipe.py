@@ -1,9 +1,9 @@
 """The recipe of one stage of distillation."""
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, field_validator
+from pydantic import Field, field_validator
 from pydantic import model_validator as checked
 
 from lighthubert_hf.model.search_space import SearchSpace
@@ -15,18 +15,27 @@ from lighthubert_hf.training.distillation.objectives.front_end import FrontEndOb
 from lighthubert_hf.training.distillation.objectives.lighthubert import LightHubertObjectiveSection
 from lighthubert_hf.training.recipes.sections import (
     CheckpointSection,
+    Depth,
+    Few,
     HubSection,
     LoggingSection,
+    Minutes,
+    ModelConfig,
     NonNegativeInt,
     OptimizerSection,
+    PositiveFloat,
     PositiveInt,
     Probability,
     Recipe,
     ScheduleSection,
+    Seconds,
     Section,
     Share,
+    Size,
+    Small,
     SourceSection,
     SubnetSection,
+    Workers,
 )
 
 
@@ -36,7 +45,7 @@ class TeacherSection(Section):
     path: str | None = Field(None, description="Hub id or folder")
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    random_config: dict[str, Any] | None = Field(
+    random_config: ModelConfig | None = Field(
         None,
         description="instead of `path`: HubertConfig fields of a randomly initialised teacher, to try a recipe out",
     )
@@ -51,12 +60,14 @@ class TeacherSection(Section):
 class SpaceSection(Section):
     """The choices of a supernet, see `SearchSpace`."""
 
-    hidden_size: list[PositiveInt]
-    num_attention_heads: list[PositiveInt]
-    ffn_ratio: list[PositiveFloat]
-    num_hidden_layers: list[PositiveInt]
-    conv_dim: list[PositiveInt | list[PositiveInt]] | None = Field(
-        None, description="channels of every convolution of the front end, or a list of them for each; None: no choice"
+    hidden_size: list[Size] = Field(max_length=1_000)
+    num_attention_heads: list[Size] = Field(max_length=1_000)
+    ffn_ratio: list[Annotated[float, Field(gt=0, le=1_000)]] = Field(max_length=1_000)
+    num_hidden_layers: list[Depth] = Field(max_length=1_000)
+    conv_dim: list[Size | list[Size]] | None = Field(
+        None,
+        max_length=1_000,
+        description="channels of every convolution of the front end, or a list of them for each; None: no choice",
     )
 
     @field_validator("conv_dim")
@@ -75,14 +86,14 @@ class OrderSection(Section):
     Narrow subnets take the first of everything. The whole network's function stays as it is.
     """
 
-    seconds: PositiveFloat = Field(60.0, description="of training audio to measure on")
+    seconds: Seconds = Field(60.0, description="of training audio to measure on")
     parts: list[Part] = Field(
         ["heads", "ffn", "channels"],
         min_length=1,
         description="attention heads, FFN units, channels of the front end (if there is a choice of them), and the "
         "width of the stream, as far as the groups of the positional convolution stay together",
     )
-    probes: PositiveInt = Field(4, description="random directions in which the predictions' change is measured")
+    probes: Small = Field(4, description="random directions in which the predictions' change is measured")
 
 
 class StudentSection(Section):
@@ -95,19 +106,19 @@ class StudentSection(Section):
         description="'teacher': choices that follow from the teacher's sizes (and `config`'s), or, of a folder as "
         "`init`, those stored with it; None: none but those stored with `init`",
     )
-    config: dict[str, Any] = Field(
+    config: ModelConfig = Field(
         default_factory=dict, description="LightHubertConfig fields that differ from the teacher's, or from `init`'s"
     )
     subnet: Literal["smallest", "default", "largest"] | SubnetSection | None = Field(
         None, description="train only this subnet, extracted from `init` beforehand"
     )
     freeze_front_end: bool = False
-    fit_head_on: PositiveFloat | None = Field(
+    fit_head_on: Seconds | None = Field(
         None,
         description="seconds of training audio on which the prediction head is fitted by least squares first, which a "
         "student that starts as its teacher needs: a random head undoes in the first steps what the weights know",
     )
-    order_channels_on: PositiveFloat | None = Field(
+    order_channels_on: Seconds | None = Field(
         None,
         description="seconds of training audio on which the front end's channels are ordered first, by what they do "
         "to the projected features",
@@ -146,8 +157,8 @@ class MaskingSection(Section):
     """Time masks of the student's features, as in wav2vec 2.0."""
 
     probability: Probability = 0.65
-    length: PositiveInt = 10
-    min_masks: NonNegativeInt = 2
+    length: Small = 10
+    min_masks: Few = 2
 
 
 Knob = Literal["ffn_ratio", "num_attention_heads", "hidden_size", "num_hidden_layers", "conv_dim"]
@@ -163,10 +174,10 @@ class PhaseSection(Section):
 class SubspaceSection(Section):
     """Some of the choices of the search space, and how often it is drawn from; what is left out is not restricted."""
 
-    hidden_size: list[PositiveInt] | None = None
-    num_attention_heads: list[PositiveInt] | None = None
+    hidden_size: list[Size] | None = None
+    num_attention_heads: list[Size] | None = None
     ffn_ratio: list[PositiveFloat] | None = None
-    num_hidden_layers: list[PositiveInt] | None = None
+    num_hidden_layers: list[Depth] | None = None
     weight: PositiveFloat = 1.0
 
 
@@ -174,7 +185,7 @@ class SamplerSection(Section):
     """Which subnets a step trains."""
 
     kind: Literal["largest", "random", "sandwich"] = "random"
-    num_random: PositiveInt = Field(1, description="random subnets per step (of 'random' and 'sandwich')")
+    num_random: Small = Field(1, description="random subnets per step (of 'random' and 'sandwich')")
     in_place_weight: Share = Field(
         0.0,
         description="share of a subnet's loss that is its distance to the largest subnet's prediction ('sandwich')",
@@ -188,7 +199,7 @@ class SamplerSection(Section):
         description="draw all knobs of a subnet near one share of the way from smallest to largest, this far off it "
         "(standard deviation; 0.15 keeps proportions, 1 hardly); None: each knob on its own",
     )
-    width_exponent: float = Field(
+    width_exponent: Annotated[float, Field(ge=-100, le=100)] = Field(
         0.0,
         description="a subnet's loss counts as the share its width is of the largest, to this power: above 0 for the "
         "wide, below 0 for the narrow",
@@ -219,16 +230,16 @@ class DataSection(Section):
     """The training stream, see `training_loader`. `batch_seconds` is per process and forward."""
 
     sources: list[SourceSection] = Field([])
-    synthetic_minutes: PositiveFloat | None = Field(
+    synthetic_minutes: Minutes | None = Field(
         None, description="instead of `sources`: minutes of synthetic speech, made at the start, to try a recipe out"
     )
-    batch_seconds: PositiveFloat = 60.0
-    crop_seconds: PositiveFloat = 15.6
-    min_seconds: PositiveFloat = 0.5
-    num_workers: NonNegativeInt = 2
-    window_size: PositiveInt = 256
+    batch_seconds: Seconds = 60.0
+    crop_seconds: Seconds = 15.6
+    min_seconds: Seconds = 0.5
+    num_workers: Workers = 2
+    window_size: Annotated[int, Field(gt=0, le=10**6, strict=True)] = 256
     shuffle_window: PositiveInt = 1000
-    num_open_shards: PositiveInt = 4
+    num_open_shards: Small = 4
     equal_lengths: bool | None = Field(
         None, description="crop a batch to its shortest row; None: if padding changes the teacher's features"
     )
@@ -246,10 +257,10 @@ class ValidationSection(Section):
 
     sources: list[SourceSection] = Field([], description="empty: the validation split of synthetic speech")
     every: PositiveInt = 5000
-    batch_seconds: PositiveFloat = 60.0
-    crop_seconds: PositiveFloat = 15.6
+    batch_seconds: Seconds = 60.0
+    crop_seconds: Seconds = 15.6
     max_examples: PositiveInt | None = 500
-    num_random: NonNegativeInt = 3
+    num_random: Few = 3
 
     @checked(mode="after")
     def _holds_a_crop(self):
@@ -258,7 +269,7 @@ class ValidationSection(Section):
 
 class TrainingSection(Section):
     steps: PositiveInt
-    accumulation: PositiveInt = Field(1, description="batches per process and optimiser step")
+    accumulation: Small = Field(1, description="batches per process and optimiser step")
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
     max_skipped_in_a_row: PositiveInt = Field(100, description="stop after this many non-finite steps in a row")

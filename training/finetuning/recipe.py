@@ -2,20 +2,31 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field
 from pydantic import model_validator as checked
 
 from lighthubert_hf.training.recipes.sections import (
     CheckpointSection,
+    Few,
     HubSection,
     LoggingSection,
+    Minutes,
+    ModelConfig,
+    NonNegativeFloat,
+    NonNegativeInt,
     OptimizerSection,
+    PositiveFloat,
+    PositiveInt,
     Probability,
     Recipe,
     ScheduleSection,
+    Seconds,
     Section,
     Share,
+    Size,
+    Small,
     SourceSection,
+    Speakers,
     SubnetSection,
 )
 
@@ -29,7 +40,7 @@ class PretrainedSection(Section):
         None, description="which subnet of a supernet; None: its default"
     )
     from_scratch: bool = Field(False, description="random weights in the same architecture, as a control")
-    random_config: dict[str, Any] | None = Field(
+    random_config: ModelConfig | None = Field(
         None, description="instead of `path`: LightHubertConfig fields of a random model, to try a recipe out"
     )
     dropout: Share | None = Field(None, description="every dropout of the model; None: as in its config")
@@ -42,25 +53,34 @@ class PretrainedSection(Section):
         return self
 
 
+def _is_a_name(text: str) -> str:
+    if not (text.isprintable() and text.strip() and len(text) <= 100):
+        raise ValueError(f"the name of a held-out set must be one short line of printable text, got {text[:100]!r}")
+    return text
+
+
+SetName = Annotated[str, AfterValidator(_is_a_name)]
+
+
 class LabelledDataSection(Section):
     """Labelled speech. `batch_seconds` is per process and forward, padding included."""
 
     sources: list[SourceSection] = Field([])
-    evaluation: dict[str, list[SourceSection]] = Field(
+    evaluation: dict[SetName, list[SourceSection]] = Field(
         {}, description="held-out sets by name; the first is the one training is steered by"
     )
     labelled_minutes: PositiveFloat | None = Field(
         None, description="train on a random part of this length, the same for one seed; None: on everything"
     )
-    batch_seconds: PositiveFloat = 60.0
-    max_seconds: PositiveFloat = Field(20.0, description="longer utterances are not trained on")
+    batch_seconds: Seconds = 60.0
+    max_seconds: Seconds = Field(20.0, description="longer utterances are not trained on")
     memory_gb: PositiveFloat = Field(
         4.0, description="training speech of up to this size is kept in memory (115 MB/h)"
     )
     held_out_share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="without `evaluation`: keep a random part of the sources, the same for one seed, as held_out"
     )
-    eval_batch_seconds: PositiveFloat = 120.0
+    eval_batch_seconds: Seconds = 120.0
     max_eval_examples: PositiveInt | None = None
     max_broken_share: Share = Field(0.05, description="a larger share of files that cannot be decoded is an error")
 
@@ -117,16 +137,16 @@ class SpecAugmentSection(Section):
     """Masks on the features in training, see `transformers.HubertConfig`. Spans are clamped to short clips."""
 
     mask_time_prob: Probability = 0.05
-    mask_time_length: PositiveInt = 10
-    mask_time_min_masks: NonNegativeInt = 0
+    mask_time_length: Small = 10
+    mask_time_min_masks: Few = 0
     mask_feature_prob: Probability = 0.0
-    mask_feature_length: PositiveInt = 10
+    mask_feature_length: Small = 10
 
 
 class LoraSection(Section):
     """Low-rank adapters in the transformer layers; they are merged into the weights that are saved. Needs peft."""
 
-    rank: PositiveInt = 8
+    rank: Size = 8
     alpha: PositiveFloat = 16.0
     dropout: Share = 0.0
     target_modules: list[str] = Field(["q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense"])
@@ -134,7 +154,7 @@ class LoraSection(Section):
 
 class FineTuningSection(Section):
     steps: PositiveInt
-    accumulation: PositiveInt = Field(1, description="batches per process and optimiser step")
+    accumulation: Small = Field(1, description="batches per process and optimiser step")
     head_lr: PositiveFloat | None = Field(
         None, description="learning rate of the new head, on the same schedule; None: optimizer.lr"
     )
@@ -212,7 +232,7 @@ class TranscriptSection(Section):
 class TranscribedDataSection(LabelledDataSection):
     """Speech with transcripts; every source names its `text_column`."""
 
-    synthetic_minutes: PositiveFloat | None = Field(
+    synthetic_minutes: Minutes | None = Field(
         None, description="instead of sources and evaluation: minutes of synthetic speech, made at the start"
     )
     vocabulary: str | None = Field(
@@ -225,7 +245,7 @@ class TranscribedDataSection(LabelledDataSection):
         description="of a vocabulary that is built: characters; pieces of words, found by byte-pair encoding; or "
         "phonemes, which the transcripts separate by spaces",
     )
-    vocabulary_size: PositiveInt | None = Field(None, description="units=bpe: pieces, characters included")
+    vocabulary_size: Size | None = Field(None, description="units=bpe: pieces, characters included")
     transcripts: TranscriptSection = TranscriptSection()
 
     @checked(mode="after")
@@ -245,10 +265,10 @@ class DecodingSection(Section):
     """How the final scores are decoded: greedily, or by a prefix beam search with an optional KenLM."""
 
     kind: Literal["greedy", "beam"] = "greedy"
-    beam_width: PositiveInt = 32
+    beam_width: Small = 32
     language_model: str | None = Field(None, description="a KenLM file, .arpa or binary")
     language_model_weight: NonNegativeFloat = 0.5
-    word_bonus: float = 1.0
+    word_bonus: Annotated[float, Field(ge=-1e3, le=1e3)] = 1.0
 
     @checked(mode="after")
     def _language_model_is_used(self):
@@ -274,8 +294,8 @@ class ClassifiedDataSection(LabelledDataSection):
     synthetic_task: SyntheticTask | None = Field(
         None, description="instead of sources and evaluation: one of the small synthetic tasks, made at the start"
     )
-    synthetic_examples: PositiveInt = 120
-    synthetic_held_out_examples: PositiveInt = 40
+    synthetic_examples: Small = 120
+    synthetic_held_out_examples: Small = 40
     label_columns: list[str] | None = Field(
         None,
         min_length=1,
@@ -288,7 +308,7 @@ class ClassifiedDataSection(LabelledDataSection):
         description="of a single column, those of the integers in it or the strings themselves; "
         "None: what the training data hold",
     )
-    num_speakers: PositiveInt = Field(2, description="diarization: speakers told apart in a recording")
+    num_speakers: Speakers = Field(2, description="diarization: speakers told apart in a recording")
     trials: dict[str, str] = Field(
         {}, description="verification: held-out set to a file of lines '1 ID ID' or '0 ID ID'; without, all pairs"
     )

@@ -6,6 +6,7 @@ line that names the key and the remedy. What a recipe holds is said by its kind:
 """
 
 import difflib
+import reprlib
 import types
 from collections.abc import Sequence
 from importlib import resources
@@ -20,6 +21,7 @@ from .sections import Recipe, Section
 
 AnySection = TypeVar("AnySection", bound=Section)
 _PACKAGE = "lighthubert_hf.training.recipes"
+_MOST_VALUES = 100_000
 # The folders of shipped recipes, and the command that runs what is in them.
 KINDS = {"distillation": "distill", "staged": "distill", "finetuning": "finetune"}
 
@@ -71,10 +73,7 @@ def read_recipe(
 ) -> dict[str, Any]:
     """What `load_recipe` reads, with the overrides (also as pairs of key and value), before it is checked."""
     text, origin = _read(kind, path_or_name)
-    try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"recipe {origin} is not valid YAML: {' '.join(str(error).split())}") from None
+    data = _parsed(text, f"recipe {origin}")
     if not isinstance(data, dict):
         raise ValueError(f"recipe {origin} must be a mapping with the keys {list(kind.model_fields)}")
     return set_values(data, overrides)
@@ -117,10 +116,23 @@ def _key_and_value(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ValueError(f"an override is written key=value (for example optimizer.lr=1e-4), got {override!r}")
+    return key, _parsed(text, f"the value of override {key}")
+
+
+def _parsed(text: str, name: str) -> Any:
+    """What YAML says, in plain data of a reasonable size: with aliases a few lines can mean billions of values."""
     try:
-        return key, yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"the value of override {key} is not valid YAML: {' '.join(str(error).split())}") from None
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also of numbers and dates that cannot be
+        raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from None
+    waiting, seen = [data], 0
+    while waiting and seen <= _MOST_VALUES:
+        value = waiting.pop()
+        seen += 1
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if waiting:
+        raise ValueError(f"{name} means more than {_MOST_VALUES:,} values; its aliases (*) multiply them")
+    return data
 
 
 def _set(data: dict[str, Any], key: str, value: Any) -> None:
@@ -169,8 +181,17 @@ def _one_line(error: ValidationError, model: type[Section]) -> str:
     elif kind == "literal_error":
         expected, value = context["expected"], first["input"]
     else:
-        return f"recipe key {key!r}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
-    return f"recipe key {key!r} must be one of {expected}, got {value!r}{_hint(str(value), expected.split(chr(39)))}"
+        return f"recipe key {key!r}: {message[0].lower()}{message[1:]}, got {_shown(first['input'])}"
+    hint = _hint(str(value), expected.split(chr(39))) if isinstance(value, str) else ""
+    return f"recipe key {key!r} must be one of {expected}, got {_shown(value)}{hint}"
+
+
+def _shown(value: Any) -> str:
+    """A value as it stands in a message, shortened: YAML writes enormous ones in few characters."""
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = 200
+    shown.maxlevel = 4
+    return " ".join(shown.repr(value).split())
 
 
 def _locate(loc: tuple[str | int, ...], model: type[Section]) -> tuple[str, type[BaseModel]]:

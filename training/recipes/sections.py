@@ -3,15 +3,46 @@
 import os
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 from pydantic import model_validator as checked
 
-# Strict, or `true` would be 1 and "3" a number; rates are not, because YAML reads 1e-4 as a string.
-PositiveInt = Annotated[int, Field(gt=0, strict=True)]
-NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
+# Every number has an upper bound, far above what is of use: a mistyped one beyond would fill the memory or never end.
+# Integers are strict, or `true` would be 1 and "3" a number; others are not, because YAML reads 1e-4 as a string.
+PositiveInt = Annotated[int, Field(gt=0, le=10**9, strict=True)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=10**9, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e9)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=1e9)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Probability = Share
-ChannelChoice = Literal["mean", "split"] | NonNegativeInt
+Size = Annotated[int, Field(gt=0, le=65_536, strict=True)]  # of a layer
+Depth = Annotated[int, Field(gt=0, le=1_000, strict=True)]
+Small = Annotated[int, Field(gt=0, le=10_000, strict=True)]  # what is held at once, or repeated within a step
+Few = Annotated[int, Field(ge=0, le=10_000, strict=True)]
+Workers = Annotated[int, Field(ge=0, le=256, strict=True)]
+Speakers = Annotated[int, Field(gt=0, le=6, strict=True)]  # the loss tries all their orders
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1, strict=True)]  # NumPy's largest
+Seconds = Annotated[float, Field(gt=0, le=86_400)]  # of a clip, a batch: a day is 5.5 GB
+Minutes = Annotated[float, Field(gt=0, le=10_000)]  # of synthetic speech: 20 GB
+
+
+def _bounded(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a model's config, whatever they are called: numbers as large as sizes can be."""
+    waiting = list(fields.items())
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, (list, tuple)):
+            waiting += [(name, item) for item in value]
+        elif isinstance(value, (int, float)):
+            largest = 1_000 if "layers" in str(name) else 2**20
+            if not -(2**20) <= value <= largest:
+                raise ValueError(f"{name} of a model's config must be at most {largest:,}, got {value!r}")
+    return fields
+
+
+ModelConfig = Annotated[dict[str, Any], AfterValidator(_bounded)]
+ChannelChoice = Literal["mean", "split"] | Annotated[int, Field(ge=0, le=1_023, strict=True)]
 
 
 class Section(BaseModel):
@@ -33,7 +64,7 @@ class Recipe(Section):
     name: str
     description: str = ""
     output_dir: str
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
 
 class SourceSection(Section):
@@ -61,10 +92,10 @@ class SourceSection(Section):
 class SubnetSection(Section):
     """One architecture, see `Subnet`."""
 
-    hidden_size: PositiveInt
-    num_attention_heads: list[PositiveInt]
-    intermediate_size: list[PositiveInt]
-    conv_dim: list[PositiveInt] | None = None
+    hidden_size: Size
+    num_attention_heads: list[Size] = Field(max_length=1_000)
+    intermediate_size: list[Size] = Field(max_length=1_000)
+    conv_dim: list[Size] | None = Field(None, max_length=1_000)
 
 
 class OptimizerSection(Section):
@@ -101,7 +132,7 @@ class ScheduleSection(Section):
 
 class CheckpointSection(Section):
     every: PositiveInt = 5000
-    keep: PositiveInt = 2
+    keep: Small = 2
 
 
 class LoggingSection(Section):
@@ -115,3 +146,12 @@ class HubSection(Section):
 
     repo_id: str
     private: bool = True
+
+    @field_validator("repo_id")
+    @classmethod
+    def _can_be_a_repository(cls, value):
+        from lighthubert_hf.hub.card import is_repo_name  # imports transformers
+
+        if not is_repo_name(value):
+            raise ValueError(f"hub.repo_id must be OWNER/NAME, of letters, digits and -, _ or ., got {value!r}")
+        return value

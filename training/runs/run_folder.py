@@ -148,7 +148,7 @@ def _stored(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         stored = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{file} is not a recipe that can be read ({reason}); restore it from the run's own"
@@ -181,7 +181,8 @@ def _take(folder: Path, recipe: Recipe, overwrite: bool, checkpoint: Path | None
     stored = _stored(folder)
     begun = _has_begun(folder, checkpoint)
     if stored is not None and (overwrite or (not begun and _difference(stored, recipe))):
-        for name in (*_MADE_HERE, (stored.get("logging") or {}).get("project")):
+        logging = stored.get("logging")
+        for name in (*_MADE_HERE, logging.get("project") if isinstance(logging, dict) else None):
             if isinstance(name, str) and name == os.path.basename(name) and name not in ("", ".", ".."):
                 _remove(folder / name)
     write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

@@ -7,13 +7,24 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field
 from pydantic import model_validator as checked
 
 from lighthubert_hf.hub.card import is_hub_id
 from lighthubert_hf.training.audio.sources import AudioSource
-from lighthubert_hf.training.recipes.loading import load_recipe
-from lighthubert_hf.training.recipes.sections import ChannelChoice, NonNegativeInt, PositiveInt, Section
+from lighthubert_hf.training.recipes.loading import load_recipe, parse_recipe
+from lighthubert_hf.training.recipes.sections import (
+    ChannelChoice,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seconds,
+    Section,
+    Seed,
+    Size,
+    Small,
+)
 
 TaskName = Literal["pr", "asr", "ks", "ic", "er", "sid", "asv", "sd", "sf", "qbe"]
 TASKS: tuple[str, ...] = ("pr", "asr", "ks", "ic", "er", "sid", "asv", "sd", "sf", "qbe")
@@ -80,7 +91,7 @@ class Rates(Section):
 
     learning_rate: PositiveFloat
     steps: NonNegativeInt
-    batch_size: PositiveInt = 32
+    batch_size: Small = 32
     optimizer: Literal["adam", "adamw"] = "adam"
     max_grad_norm: PositiveFloat = 1.0
 
@@ -88,12 +99,12 @@ class Rates(Section):
 class HeadSizes(Section):
     """Widths of the heads' layers; the defaults are SUPERB's."""
 
-    projection: PositiveInt = Field(256, description="of the linear heads")
-    recurrent_projection: PositiveInt = Field(1024, description="in front of the LSTMs of 'asr' and 'sf'")
-    recurrent: PositiveInt = Field(1024, description="of these LSTMs, each direction")
-    xvector: PositiveInt = 512
-    xvector_pooled: PositiveInt = 1500
-    diarization: PositiveInt = 512
+    projection: Size = Field(256, description="of the linear heads")
+    recurrent_projection: Size = Field(1024, description="in front of the LSTMs of 'asr' and 'sf'")
+    recurrent: Size = Field(1024, description="of these LSTMs, each direction")
+    xvector: Size = 512
+    xvector_pooled: Size = 1500
+    diarization: Size = 512
 
 
 SUPERB_RATES = {
@@ -136,14 +147,14 @@ class EvaluationSettings(Section):
 
     preset: Preset = "superb"
     rates: dict[TaskName, dict[str, Any]] = Field({}, description="fields of `Rates` to change, by task")
-    sizes: dict[str, PositiveInt] = Field({}, description="fields of `HeadSizes` to change")
+    sizes: dict[str, Size] = Field({}, description="fields of `HeadSizes` to change")
     steps: PositiveInt | None = Field(None, description="of every task")
     scale: PositiveFloat = Field(1.0, description="share of the steps to train")
-    batch_size: PositiveInt | None = Field(None, description="of every task")
+    batch_size: Small | None = Field(None, description="of every task")
     learning_rate: PositiveFloat | None = Field(None, description="of every task")
-    validations: PositiveInt = Field(5, description="how often heads are compared on the validation split")
-    seed: NonNegativeInt = 0
-    max_seconds: PositiveFloat | None = Field(None, description="longer utterances are left out")
+    validations: Small = Field(5, description="how often heads are compared on the validation split")
+    seed: Seed = 0
+    max_seconds: Seconds | None = Field(None, description="longer utterances are left out")
     max_train_examples: PositiveInt | None = None
     max_eval_examples: PositiveInt | None = Field(None, description="of each split for validation and test")
     cache_gigabytes: NonNegativeFloat = 20.0
@@ -169,10 +180,11 @@ class EvaluationSettings(Section):
         asked = {name: getattr(self, name) for name in ("learning_rate", "steps", "batch_size")}
         rates |= {name: value for name, value in asked.items() if value is not None} | self.rates.get(task, {})
         rates["steps"] = max(1, round(rates["steps"] * self.scale))
-        return Rates(**rates)
+        return parse_recipe(Rates, rates)
 
     def head_sizes(self) -> HeadSizes:
-        return HeadSizes(**((TINY_SIZES if self.preset == "tiny" else HeadSizes()).model_dump() | self.sizes))
+        sizes = TINY_SIZES if self.preset == "tiny" else HeadSizes()
+        return parse_recipe(HeadSizes, sizes.model_dump() | self.sizes)
 
 
 def load_data(overrides: Sequence[str] = ()) -> SuperbData:

@@ -68,6 +68,8 @@ def test_overrides(file):
         ("freezing.freeze=encodr", ["'freezing.freeze' must be one of", "did you mean 'encoder'"]),
         ("training.steps=0", ["'training.steps'", "greater than 0"]),
         ("model.path=null", ["exactly one of model.path and model.random_config"]),
+        ('data.evaluation={"a\\nb": []}', ["held-out set must be one short line"]),
+        ("data.evaluation={' ': []}", ["held-out set"]),
         ("model.subnet=smalest", ["'model.subnet' must be one of", "did you mean 'smallest'"]),
     ],
 )

@@ -3,10 +3,9 @@
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat
 from torch import nn
 
-from lighthubert_hf.training.recipes.sections import Section
+from lighthubert_hf.training.recipes.sections import NonNegativeFloat, PositiveFloat, Section
 
 from .base import Objective, PrefixLinear, TeacherOutput, TeacherRequest, matched_depth, states_by_depth
 

@@ -1,10 +1,10 @@
 """Targets at several depths for the first part of the steps, then the paper's objective alone."""
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 from torch import nn
 
-from lighthubert_hf.training.recipes.sections import PositiveInt, Section, Share
+from lighthubert_hf.training.recipes.sections import PositiveFloat, PositiveInt, Section, Share
 
 from .base import (
     Objective,

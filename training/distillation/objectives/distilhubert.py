@@ -3,11 +3,11 @@
 from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from lighthubert_hf.training.recipes.sections import PositiveInt, Section
+from lighthubert_hf.training.recipes.sections import NonNegativeFloat, PositiveInt, Section
 
 from .base import Objective, PrefixLinear, TeacherOutput, TeacherRequest, thirds
 
