@@ -33,6 +33,8 @@ except ImportError:  # Windows
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<tag>[0-9a-f]{8})\.(?P<kind>new|old)", re.DOTALL)
 
+_CHECKSUM = "checksum"
+
 # What the operating system says without a file's name when writing fails, as far as it means the disk.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
@@ -168,6 +170,24 @@ def read_object(path: str | os.PathLike, remedy: str = "restore it") -> dict[str
         raise ValueError(f"{path} is not JSON ({error}); {remedy}") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}; {remedy}")
+    return data
+
+
+def with_checksum(data: dict[str, Any]) -> dict[str, Any]:
+    """Plain data with the checksum by which [`read_checked`] sees that they are what was written."""
+    return data | {_CHECKSUM: data_checksum(data)}
+
+
+def read_checked(path: str | os.PathLike, remedy: str = "restore it") -> dict[str, Any]:
+    """The JSON object in a file that holds what [`with_checksum`] made, without the checksum.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds anything else. One line, with the file's name.
+    """
+    data = read_object(path, remedy)
+    if data.pop(_CHECKSUM, None) != data_checksum(data):
+        raise ValueError(f"{path} is damaged: it is not what was written; {remedy}")
     return data
 
 

@@ -32,13 +32,16 @@ class InUseError(ValueError):
 
 
 @contextmanager
-def locked(path: str | os.PathLike) -> Iterator[None]:
+def locked(path: str | os.PathLike, *, patience: float = 0.0) -> Iterator[None]:
     """Hold the lock of a folder or file that is going to be written, which need not exist yet.
 
     A process may take a lock that it holds again.
 
+    Args:
+        patience: seconds to wait for another process. Only for what takes each of them a moment.
+
     Raises:
-        InUseError: if another process holds it. Nobody waits.
+        InUseError: if another process holds it.
         WriteError: if nothing can be written beside it.
     """
     path = Path(os.path.realpath(path))
@@ -46,9 +49,17 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
         yield
         return
     key = (os.getpid(), path)
-    with _guard:
-        descriptor, times = _held[key] if key in _held else (_acquired(path), 0)
-        _held[key] = descriptor, times + 1
+    end = time.monotonic() + patience
+    while True:
+        try:
+            with _guard:
+                descriptor, times = _held[key] if key in _held else (_acquired(path), 0)
+                _held[key] = descriptor, times + 1
+            break
+        except InUseError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.1)
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -46,6 +47,14 @@ def test_the_second_is_told_who_the_first_is_and_the_dead_hold_nothing(tmp_path)
         with locked(place):
             assert json.loads(lock_file(place).read_text())["pid"] == os.getpid()
         assert list(tmp_path.iterdir()) == []
+
+
+def test_some_wait_a_moment(tmp_path):
+    child = holder(tmp_path / "a")
+    threading.Timer(0.3, child.stdin.close).start()
+    with locked(tmp_path / "a", patience=30):
+        pass
+    child.wait()
 
 
 def test_a_process_may_take_its_own_lock_again(tmp_path):

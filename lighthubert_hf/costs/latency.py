@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from lighthubert_hf.files import read_object, write_json
+from lighthubert_hf.files import read_checked, with_checksum, write_json
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 from lighthubert_hf.model.extraction import subnet_config
 from lighthubert_hf.model.front_end import FrontEnd
@@ -163,7 +163,7 @@ class LatencyTable:
             "activations": listed(self.activations),
             "config": self.config.to_dict(),
         }
-        write_json(path, data, indent=1)
+        write_json(path, with_checksum(data), indent=1)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "LatencyTable":
@@ -176,7 +176,7 @@ class LatencyTable:
         if not path.is_file():
             raise FileNotFoundError(f"no latency table at {path}; LatencyTable.measure makes one")
         try:
-            data = read_object(path, "delete it to measure again")
+            data = read_checked(path, "delete it to measure again")
             return cls(
                 LightHubertConfig.from_dict(data["config"]),
                 data["seconds"],

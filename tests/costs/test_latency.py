@@ -141,6 +141,16 @@ def test_errors(measured, make_config, tmp_path):
         LatencyTable.measure(make_config(search_space=None), progress=False)
     with pytest.raises(FileNotFoundError, match="no latency table"):
         LatencyTable.load(tmp_path / "missing.json")
-    (tmp_path / "broken.json").write_text('{"seconds": 1}')
-    with pytest.raises(ValueError, match=r"is no latency table.*delete it"):
-        LatencyTable.load(tmp_path / "broken.json")
+    table.save(tmp_path / "broken.json")
+    text = (tmp_path / "broken.json").read_text()
+    for damaged in (
+        '{"seconds": 1}',
+        "",
+        text[:99],
+        text.replace('"batch": 2', '"batch": 1'),
+        text.replace("0.", "1.", 1),
+    ):
+        assert damaged != text
+        (tmp_path / "broken.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"broken\.json .*delete it to measure again"):
+            LatencyTable.load(tmp_path / "broken.json")

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from transformers import HubertConfig, HubertForCTC, Wav2Vec2Processor
 
-from lighthubert_hf.files import replacing_folder
+from lighthubert_hf.files import read_object, replacing_folder
+from lighthubert_hf.locks import locked
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.batching import Batch, training_loader, validation_loader
 from lighthubert_hf.training.audio.sources import AudioSource
@@ -115,10 +116,12 @@ def _existing_result(output: Path, parameters: dict[str, Any]) -> dict[str, floa
     path = output / MANIFEST
     if not path.is_file():
         raise ValueError(f"{output} exists and is not a tiny teacher (no {MANIFEST}); choose another folder")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    if manifest["parameters"] != parameters:
+    manifest = read_object(path, "delete the folder to train it again")
+    if not isinstance(manifest.get("cer"), dict):
+        raise ValueError(f"{path} is damaged: it has no error rates; delete the folder to train it again")
+    if manifest.get("parameters") != parameters:
         raise ValueError(
-            f"{output} holds a teacher trained with {manifest['parameters']}, asked for {parameters}; "
+            f"{output} holds a teacher trained with {manifest.get('parameters')}, asked for {parameters}; "
             "delete it or choose another folder"
         )
     return manifest["cer"]
@@ -301,7 +304,7 @@ def character_error_rate(model: HubertForCTC, processor: Wav2Vec2Processor, sour
 
 
 def _save(model: HubertForCTC, processor: Wav2Vec2Processor, output: Path, manifest: dict[str, Any]) -> None:
-    with replacing_folder(output) as new:
+    with locked(output), replacing_folder(output) as new:
         model.save_pretrained(new)
         processor.save_pretrained(new)
         # Besides processor_config.json, for readers that know only this: preprocessor_config.json.

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
 from lighthubert_hf import LightHubertForPreTraining
-from lighthubert_hf.files import replacing_folder
+from lighthubert_hf.files import read_object, replacing_folder
 from lighthubert_hf.hub.card import CardFacts
 from lighthubert_hf.hub.folder import complete_folder
 from lighthubert_hf.training.runs.checkpoints import mark_complete
@@ -101,7 +101,7 @@ def save_checkpoint(folder: Path, student: LightHubertForPreTraining, state: Tra
 def load_training_state(folder: Path) -> TrainingState:
     """What `save_checkpoint` was given; tensors on the CPU."""
     place = folder / "training_state"
-    plain = json.loads((place / "trainer.json").read_text(encoding="utf-8"))
+    plain = read_object(place / "trainer.json", "start over with --overwrite")
     average = place / "average.safetensors"
     return TrainingState(
         **plain,

@@ -1,6 +1,7 @@
 """What a run tells the world: a live line, `log.jsonl`, and trackers if asked for."""
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from lighthubert_hf.files import write_text
 
 from .recipe import DistillationRecipe
 from .step import StepResult
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingLog:
@@ -104,13 +107,21 @@ class TrainingLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `log.jsonl`; a last line that a kill cut short is left out."""
+    """The lines of a `log.jsonl`; a last line that a kill cut short is left out.
+
+    Other damaged lines are named in a warning and left out, too: a log is no reason not to go on.
+    """
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    for number, line in enumerate(lines, 1):
         try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            entry = json.loads(line) if line else None
+        except (ValueError, RecursionError):
+            entry = None
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            entries.append(entry)
+        elif line and number < len(lines):
+            logger.warning("%s: line %d is damaged and left out", path, number)
     return entries
 
 

@@ -9,10 +9,11 @@ from typing import Any
 from huggingface_hub import EvalResult
 from transformers import PreTrainedModel
 
-from lighthubert_hf.files import write_text
+from lighthubert_hf.files import read_object, write_text
 from lighthubert_hf.hub.card import CardFacts, is_hub_id
 from lighthubert_hf.hub.derived import Parent, retrained_facts, subnet_facts
 from lighthubert_hf.hub.folder import save_model_folder
+from lighthubert_hf.hub.markdown import one_line
 from lighthubert_hf.training.runs.run_folder import METRICS, MODEL
 
 from .recipe import FineTuningRecipe, PretrainedSection
@@ -21,18 +22,36 @@ from .task import FineTuningTask
 logger = logging.getLogger(__name__)
 
 
-def save_results(task: FineTuningTask, model: PreTrainedModel, metrics: dict[str, Any]) -> None:
-    """Write `metrics.json` and then, whole or not at all, the folder `model`."""
-    recipe, output = task.recipe, Path(task.recipe.output_dir)
+def save_results(task: FineTuningTask, model: PreTrainedModel, metrics: dict[str, Any], facts: CardFacts) -> None:
+    """Write `metrics.json` and then, whole or not at all, the folder `model`. `facts` are `facts_of_encoder`'s."""
+    output = Path(task.recipe.output_dir)
     write_text(output / METRICS, json.dumps(metrics, indent=2) + "\n")
-    facts = replace(_facts_of_encoder(recipe.model), evaluations=_evaluations(task, metrics["evaluation"]))
+    facts = replace(facts, evaluations=_evaluations(task, metrics["evaluation"]))
     save_model_folder(model, output / MODEL, card=facts, processor=task.processor())
 
 
-def _facts_of_encoder(settings: PretrainedSection) -> CardFacts:
+def read_results(output: Path) -> dict[str, Any]:
+    """The `metrics.json` of a finished run.
+
+    Raises:
+        FileNotFoundError, ValueError: It is not there, or damaged. One line.
+    """
+    remedy = "start over with --overwrite"
+    metrics = read_object(output / METRICS, remedy)
+    try:
+        describe_finetuning(metrics)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{output / METRICS} is damaged ({type(error).__name__}: {error}); {remedy}") from None
+    return metrics
+
+
+def facts_of_encoder(settings: PretrainedSection) -> CardFacts:
     """What the encoder's card says about its origin, if it has one: teacher, data, licence, supernet.
 
     Its numbers are not the fine-tuned model's, and random weights come from nowhere.
+
+    Raises:
+        ValueError: The card is damaged.
     """
     if settings.path is None or settings.from_scratch:
         return CardFacts()
@@ -48,13 +67,14 @@ def _evaluations(task: FineTuningTask, scores: dict[str, dict[str, float]]) -> t
         if (dataset, config, split) in known:
             config = name
         known.add((dataset, config, split))
+        dataset, config, split = (part and one_line(part) for part in (dataset, config, split))
         for metric, title in task.scores.items():
             results.append(
                 EvalResult(
                     task_type=task.hub_task,
                     task_name=task.hub_task_name,
                     dataset_type=dataset,
-                    dataset_name=name if name != split else dataset,
+                    dataset_name=one_line(name if name != split else dataset),
                     dataset_config=config,
                     dataset_split=split,
                     metric_type=metric,

@@ -22,7 +22,6 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 
 from lighthubert_hf.extras import require, require_trackers
-from lighthubert_hf.files import read_object
 from lighthubert_hf.hub.publishing import push_folder
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.example_batches import MemoryBatches, StreamedBatches
@@ -36,7 +35,6 @@ from lighthubert_hf.training.runs.run_folder import (
     CHECKPOINTS,
     CORPUS,
     LOGS,
-    METRICS,
     MODEL,
     claim_folder,
     holding_output_dir,
@@ -50,7 +48,7 @@ from .ctc import CtcFineTuning
 from .diarization import DiarizationFineTuning
 from .model import Thawing, add_lora, build_model, freeze
 from .recipe import CtcRecipe, FineTuningRecipe
-from .results import save_results
+from .results import facts_of_encoder, read_results, save_results
 from .skipping import NonFiniteSteps
 from .task import FineTuningTask
 from .trainer import SpeechTrainer, Stopping, load_data_states
@@ -104,11 +102,12 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
         arguments = _arguments(task, quiet)
         warn_if_alone(arguments.world_size)
         checkpoint = claim_folder(recipe, overwrite=overwrite)
-        model_folder, metrics_file = (Path(recipe.output_dir) / name for name in (MODEL, METRICS))
+        model_folder = Path(recipe.output_dir) / MODEL
         if model_folder.exists():
             if arguments.process_index == 0:
                 say(f"{model_folder} is finished; there is nothing to do", not quiet)
-            return read_object(metrics_file, "start over with --overwrite") | {"model": str(model_folder)}
+            return read_results(model_folder.parent) | {"model": str(model_folder)}
+        facts = facts_of_encoder(recipe.model)  # before the work: a card may be damaged
         if recipe.hub is not None and arguments.process_index == 0:
             make_repository(recipe.hub)
         with arguments.main_process_first(local=False):
@@ -147,7 +146,7 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
         }
         _check_scores(metrics["evaluation"])
         if arguments.process_index == 0:
-            save_results(task, model, metrics)
+            save_results(task, model, metrics, facts)
             if recipe.hub is not None:
                 push_folder(metrics["model"], recipe.hub.repo_id, private=recipe.hub.private)
             if not any(Path(arguments.output_dir).iterdir()):

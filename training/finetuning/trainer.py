@@ -12,7 +12,7 @@ from transformers import ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, SaveStrategy
 
-from lighthubert_hf.files import replacing_folder
+from lighthubert_hf.files import read_object, replacing_folder
 from lighthubert_hf.training.audio.batching import Batch
 from lighthubert_hf.training.audio.examples import SpeechExample
 from lighthubert_hf.training.audio.padding import batches_of_similar_length, seconds_together
@@ -191,7 +191,7 @@ def _data_state_file(folder: Path, rank: int) -> Path:
 def load_data_states(checkpoint: Path) -> list[dict]:
     """Where the data of every process stood."""
     files = [_data_state_file(checkpoint, rank) for rank in range(num_processes_of(checkpoint))]
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return [read_object(file, "start over with --overwrite") for file in files]
 
 
 class Stopping(TrainerCallback):

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from lighthubert_hf.files import file_checksum, is_leftover, replacing_folder, sweep
+from lighthubert_hf.files import file_checksum, is_leftover, replacing_folder, sweep, with_checksum
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.row_paths import is_url
 from lighthubert_hf.training.audio.sources import AudioSource
@@ -109,7 +109,7 @@ class FeatureStore:
             shape = [upstream.num_states, upstream.width]
             facts = facts | {"shape": shape, "counts": counts, "seconds": round(samples / SAMPLING_RATE, 3)}
             facts["checksums"] = {name: file_checksum(new / name) for name in (ROWS, FEATURES)}
-            (new / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            (new / FACTS).write_text(json.dumps(with_checksum(facts), indent=2) + "\n", encoding="utf-8")
 
     def _write(self, upstream: Upstream, selection: Selection, folder: Path, counts: dict, progress: bool) -> int:
         """Features and rows; returns the samples read."""

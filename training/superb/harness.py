@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from lighthubert_hf import __version__
 from lighthubert_hf.costs.measuring import describe_machine
 from lighthubert_hf.devices import choose_device
-from lighthubert_hf.files import data_checksum, is_leftover, read_object, write_text
+from lighthubert_hf.files import is_leftover, read_checked, with_checksum, write_text
 from lighthubert_hf.locks import locked
 from lighthubert_hf.model.search_space import Subnet
 
@@ -129,12 +129,9 @@ def _stored(output: Path, name: str) -> dict[str, Any] | None:
     path = output / "tasks" / f"{name}.json"
     if not path.is_file():
         return None
-    stored = read_object(path, "delete it to do the task again")
-    checksum = stored.pop("checksum", None)
+    stored = read_checked(path, "delete it to do the task again")
     if not isinstance(stored.get("key"), dict) or not isinstance(stored.get("result"), dict):
         raise ValueError(f"{path} holds no result of a task; delete it to do the task again")
-    if checksum != data_checksum(stored):
-        raise ValueError(f"{path} is damaged: it is not what was written; delete it to do the task again")
     return stored
 
 
@@ -174,8 +171,7 @@ def _finished_or(output: Path, key: dict, evaluation: "_Evaluation", name: str, 
     task_data = getattr(data, name)
     result = evaluation.query(task_data) if name == QueryByExample.name else evaluation.probe(name, task_data)
     stored = json.loads(json.dumps({"key": key, "result": result}))
-    text = json.dumps(stored | {"checksum": data_checksum(stored)}, indent=2)
-    write_text(output / "tasks" / f"{name}.json", text + "\n")
+    write_text(output / "tasks" / f"{name}.json", json.dumps(with_checksum(stored), indent=2) + "\n")
     return stored["result"]  # the same, whether it was done now or before
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lighthubert_hf.files import file_checksum
+from lighthubert_hf.files import file_checksum, read_checked
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.sources import AudioSource, random_generator
 from lighthubert_hf.training.audio.streaming import AudioStream
@@ -94,11 +94,11 @@ def _undamaged(folder: Path) -> dict[str, Any]:
         ValueError: One of them is not; the message names it.
     """
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts = read_checked(folder / FACTS, "delete its folder")
         for name, expected in facts["checksums"].items():
             if file_checksum(folder / name) != expected:
                 raise ValueError(f"{folder / name} is damaged: it is not what was written")
-    except (KeyError, TypeError, AttributeError, OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, OSError) as error:
         raise ValueError(f"{folder / FACTS} is damaged ({type(error).__name__}: {error})") from error
     return facts
 

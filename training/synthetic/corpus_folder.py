@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lighthubert_hf.files import replacing_folder
+from lighthubert_hf.files import read_object, replacing_folder
+from lighthubert_hf.locks import locked
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 MANIFEST = "corpus.json"
@@ -29,7 +30,7 @@ def write_corpus(
     """
     if (existing := _existing_manifest(folder, parameters)) is not None:
         return existing
-    with replacing_folder(folder) as new:
+    with locked(folder), replacing_folder(folder) as new:
         (new / "data").mkdir()
         manifest = {"parameters": parameters, "splits": write_splits(new)}
         (new / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -42,7 +43,9 @@ def _existing_manifest(folder: Path, parameters: dict[str, Any]) -> dict[str, An
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(f"{folder} exists and is not a synthetic corpus (no {MANIFEST}); choose another folder")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = read_object(path, "delete the folder to make the corpus again")
+    if not isinstance(manifest.get("parameters"), dict) or not isinstance(manifest.get("splits"), dict):
+        raise ValueError(f"{path} is damaged: it has no parameters and splits; delete the folder to make it again")
     differing = sorted(key for key, value in parameters.items() if manifest["parameters"].get(key) != value)
     if differing:
         was, asked = ({key: source.get(key) for key in differing} for source in (manifest["parameters"], parameters))

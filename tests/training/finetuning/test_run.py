@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -423,6 +424,36 @@ class TestResume:
         (tmp_path / "run").rename(tmp_path / "moved")
         moved = make_recipe(corpus, tmp_path / "moved")
         assert finetune(moved, quiet=True) == metrics | {"model": str(tmp_path / "moved" / "model")}
+        file = tmp_path / "moved" / "metrics.json"
+        text = file.read_text()
+        for damaged in (
+            "",
+            "{",
+            "[]",
+            "{}",
+            text[: len(text) // 2],
+            text.replace('"steps"', '"stps"'),
+            "\0" * 99,
+            "[" * 9999,
+        ):
+            file.write_text(damaged)
+            with pytest.raises(ValueError, match=r"moved/metrics\.json .*start over with --overwrite") as error:
+                finetune(moved, quiet=True)
+            assert "\n" not in str(error.value)
+        file.unlink()
+        with pytest.raises(FileNotFoundError, match=r"moved has no metrics\.json; start over with --overwrite"):
+            finetune(moved, quiet=True)
+        assert (tmp_path / "moved" / "model" / "model.safetensors").is_file()
+
+    def test_a_damaged_card_of_the_encoder_ends_it_before_anything_is_read(self, hubert, tmp_path, monkeypatch):
+        shutil.copytree(hubert, tmp_path / "encoder")
+        (tmp_path / "encoder" / "model_card.json").write_text('{"loss": "none"}')
+        monkeypatch.setattr(finetuning, "_read_speech", None)
+        recipe = make_recipe(
+            "nowhere", tmp_path / "run", model={"path": str(tmp_path / "encoder"), "random_config": None}
+        )
+        with pytest.raises(ValueError, match=r"encoder/model_card\.json: loss must be a finite number"):
+            finetune(recipe, quiet=True)
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_a_signal_saves_and_changes_nothing(self, corpus, tmp_path, monkeypatch, number):
