@@ -73,7 +73,7 @@ def load(
     """
     name = str(name)
     if "config" not in options:
-        kind, own = _config(name, revision, token).model_type, getattr(cls, "config_class", None)
+        kind, own = load_config(name, revision, token).model_type, getattr(cls, "config_class", None)
         if own is not None and kind != own.model_type:
             raise ValueError(f"{name} is a {kind} model, not a {own.model_type}")
     model, report = _from_pretrained(cls, name, revision=revision, token=token, **options)
@@ -118,7 +118,7 @@ def load_lighthubert(name: str, revision: str | None = None) -> "LightHubertPreT
     """
     import lighthubert_hf
 
-    config = _config(name, revision)
+    config = load_config(name, revision)
     if config.model_type != "lighthubert":
         raise ValueError(
             f"{name} is a {config.model_type} model, not a LightHuBERT; `lighthubert convert` makes a supernet of it"
@@ -141,7 +141,7 @@ def check_loads(folder: str | Path) -> None:
 
     import lighthubert_hf
 
-    config = _config(folder)
+    config = load_config(folder)
     architecture = (config.architectures or [""])[0]
     cls = getattr(lighthubert_hf if config.model_type == "lighthubert" else transformers, architecture, None)
     known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
@@ -173,20 +173,17 @@ def is_static(name: str, revision: str | None = None) -> bool:
     Raises:
         FileNotFoundError: if there is no model.
     """
-    config = _config(name, revision)
+    config = load_config(name, revision)
     return config.model_type == "lighthubert" and config.search_space is None
 
 
-def on_device(model: "PreTrainedModel", device: str | None) -> "PreTrainedModel":
-    """`model` moved to `device`; where it is, if that is `None`.
+def load_config(name: str | Path, revision: str | None = None, token: str | bool | None = None) -> "PreTrainedConfig":
+    """The config of a model in a folder or on the Hub.
 
     Raises:
-        ValueError: if there is no such device here.
+        FileNotFoundError: There is none.
+        ValueError: It describes no model.
     """
-    return model if device is None else model.to(choose_device(device))
-
-
-def _config(name: str | Path, revision: str | None = None, token: str | bool | None = None) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
     from .auto import register
@@ -199,6 +196,15 @@ def _config(name: str | Path, revision: str | None = None, token: str | bool | N
             raise
         except Exception as error:  # whatever a config of any content trips over
             raise ValueError(f"{name}: config.json describes no model ({_reason(error)})") from None
+
+
+def on_device(model: "PreTrainedModel", device: str | None) -> "PreTrainedModel":
+    """`model` moved to `device`; where it is, if that is `None`.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    return model if device is None else model.to(choose_device(device))
 
 
 def _from_pretrained(cls: Any, name: str, **options: Any) -> tuple["PreTrainedModel", dict[str, Any]]:

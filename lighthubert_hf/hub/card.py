@@ -16,7 +16,8 @@ from typing import Any
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import HubertConfig, PreTrainedConfig
 
 from lighthubert_hf import __version__
@@ -28,6 +29,7 @@ from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 from lighthubert_hf.model.search_space import SearchSpace, Subnet
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 
+from .markdown import code, inline, one_line
 from .picture import architecture_svg
 
 FACTS_FILE = "model_card.json"
@@ -35,7 +37,9 @@ PICTURE_FILE = "architecture.svg"
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md"
 FAMILY_MARKS = ("<!-- subnets -->", "<!-- /subnets -->")
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+# How the Hub writes licences; https://huggingface.co/docs/hub/repositories-licenses lists them.
+_LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{1,60}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,17 +90,33 @@ def _check_number(name: str, value: Any) -> None:
         )
 
 
+def _check_text(name: str, value: Any, optional: bool = True) -> None:
+    if not isinstance(value, str) and not (optional and value is None):
+        raise ValueError(f"{name} must be text, got {value!r}")
+
+
+def _check_words(name: str, values: Any, printable: bool) -> None:
+    """Several texts; `printable`: such as YAML and the Hub take as they are."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ValueError(f"{name} must be a list of texts, got {values!r}")
+    for value in values:
+        _check_text(f"each of {name}", value, optional=False)
+        if printable and not (value.isprintable() and 0 < len(value) <= 100):
+            raise ValueError(f"each of {name} must be one line of printable text, got {value[:100]!r}")
+
+
 def _check_evaluations(results: Sequence[EvalResult]) -> None:
     """Numbers that are none, text that YAML alters, pairs that the Hub's `model-index` would merge under one name."""
     names = {}
     for result in results:
         for field, text in vars(result).items():
+            if field not in ("metric_value", "dataset_args", "metric_args", "verified"):
+                _check_text(f"{field} of an evaluation", text)
             if isinstance(text, str) and not text.isprintable():
                 raise ValueError(f"{field} of an evaluation must be one line of printable text, got {text!r}")
-        if isinstance(result.metric_value, float) and not math.isfinite(result.metric_value):
-            raise ValueError(
-                f"the {result.metric_type} of {result.dataset_name} is {result.metric_value}; leave it out"
-            )
+        value = result.metric_value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"the {result.metric_type} of {result.dataset_name} is {value!r}; leave it out")
         name = (result.task_name, result.dataset_name)
         if names.setdefault(result.unique_identifier, name) != name:
             raise ValueError(
@@ -138,6 +158,19 @@ class FamilyMember:
     score: float
     score_name: str = "distillation loss"
 
+    def __post_init__(self):
+        if not isinstance(self.repo_id, str) or not is_hub_id(self.repo_id):
+            raise ValueError(f"a published subnet is called OWNER/NAME, got {self.repo_id!r}")
+        _check_number("parameters", self.parameters)
+        _check_number("macs_per_second", self.macs_per_second)
+        if not isinstance(self.score, int | float) or not math.isfinite(self.score):
+            raise ValueError(f"the score of {self.repo_id} must be a finite number, got {self.score!r}")
+        _check_text("score_name", self.score_name, optional=False)
+
+
+_TEXTS = ("loss_data", "teacher", "license", "supernet", "revision", "converted_from", "converted_revision",
+          "package_version")  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class CardFacts:
@@ -152,7 +185,7 @@ class CardFacts:
         teacher: the distilled model, a Hub id or a name.
         datasets: what it was distilled on, Hub ids or names.
         languages: ISO 639 codes of that speech.
-        license: of the teacher's weights, carried on; an identifier the Hub knows, such as "apache-2.0".
+        license: of the teacher's weights, carried on; an identifier the Hub knows, such as "apache-2.0", or a name.
         supernet, revision: what the subnet was cut from, a Hub id or a name, and the commit.
         converted_from, converted_revision: the checkpoint that the weights were converted from, a name or a Hub id,
             also as `owner/name:file`, and the commit.
@@ -163,7 +196,8 @@ class CardFacts:
         package_version: version of this package that produced the model.
 
     Raises:
-        ValueError: for a number that is negative, NaN or infinite, and for evaluations that contradict each other.
+        ValueError: for a number that is negative, NaN or infinite, for what should be text and is none, and for
+            evaluations that contradict each other.
     """
 
     parameters: int | None = None
@@ -189,6 +223,10 @@ class CardFacts:
         for name in ("parameters", "macs_per_second", "loss"):
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name))
+        for name in _TEXTS:
+            _check_text(name, getattr(self, name))
+        for name in ("datasets", "languages", "tags"):
+            _check_words(name, getattr(self, name), printable=name != "datasets")
         _check_evaluations(self.evaluations)
         for name in ("datasets", "languages", "evaluations", "family", "tags"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -207,21 +245,30 @@ class CardFacts:
             ValueError: for keys or values that do not belong here.
         """
         data = dict(data)
+        for name in ("evaluations", "family"):
+            if not isinstance(data.get(name) or (), list | tuple) or any(
+                not isinstance(item, Mapping) for item in data.get(name) or ()
+            ):
+                raise ValueError(f"{name} in these facts for a model card must be a list of objects")
         try:
             if data.get("latency") is not None:
                 data["latency"] = Latency(**data["latency"])
             if data.get("subnet") is not None:
                 data["subnet"] = Subnet.from_dict(data["subnet"])
-            data["evaluations"] = tuple(_evaluation(item) for item in data.get("evaluations", ()))
-            data["family"] = tuple(FamilyMember(**item) for item in data.get("family", ()))
+            data["evaluations"] = tuple(_evaluation(item) for item in data.get("evaluations") or ())
+            data["family"] = tuple(FamilyMember(**item) for item in data.get("family") or ())
             return cls(**data)
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"these facts for a model card do not fit: {error}") from None
 
     @classmethod
     def load(cls, path: str | Path) -> "CardFacts":
         """Read a `model_card.json`."""
-        return cls.from_dict(read_object(path, "delete it or restore it"))
+        remedy = "delete it or restore it"
+        try:
+            return cls.from_dict(read_object(path, remedy))
+        except ValueError as error:
+            raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}; {remedy}") from None
 
 
 def _evaluation(data: Mapping[str, Any]) -> EvalResult:
@@ -229,8 +276,19 @@ def _evaluation(data: Mapping[str, Any]) -> EvalResult:
 
 
 def is_hub_id(name: str | None) -> bool:
-    """Whether `name` has the form of a repository on the Hub (`owner/name`)."""
-    return name is not None and _HUB_ID.fullmatch(name) is not None
+    """Whether `name` is one that a repository on the Hub can have (`owner/name`)."""
+    if name is None or _HUB_ID.fullmatch(name) is None:
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def is_repo_name(name: str | None) -> bool:
+    """Whether it is one to publish under: `owner/name`, or a `name` of one's own."""
+    return name is not None and is_hub_id(name if "/" in name else f"owner/{name}")
 
 
 def read_config(data: Mapping[str, Any]) -> PreTrainedConfig:
@@ -277,9 +335,11 @@ def metadata(config: PreTrainedConfig, facts: CardFacts, name: str) -> ModelCard
     base = next((source for source in sources if is_hub_id(source)), None)
     datasets = [name for name in facts.datasets if is_hub_id(name)]
     kind = ["supernet"] if getattr(config, "search_space", None) else []
+    known = facts.license is None or _is_license_id(facts.license)
     return ModelCardData(
         language=list(facts.languages) or None,
-        license=facts.license,
+        license=facts.license if known else "other",
+        **({} if known else {"license_name": one_line(facts.license)}),
         library_name="transformers",
         pipeline_tag=usage_of(config).pipeline_tag,
         base_model=base,
@@ -291,15 +351,14 @@ def metadata(config: PreTrainedConfig, facts: CardFacts, name: str) -> ModelCard
     )
 
 
-def _cell(text: Any) -> str:
-    """Text that cannot break out of a table cell."""
-    return " ".join(str(text).split()).replace("|", "\\|")
+def _is_license_id(text: str) -> bool:
+    return _LICENSE_ID.fullmatch(text) is not None
 
 
 def _source(name: str) -> str:
     """A model's name, or `owner/name:file`, linked if it is on the Hub."""
     repository = _repository(name)
-    return f"[{name}](https://huggingface.co/{repository})" if is_hub_id(repository) else _cell(name)
+    return f"[{inline(name)}](https://huggingface.co/{repository})" if is_hub_id(repository) else inline(name)
 
 
 def _repository(source: str | None) -> str | None:
@@ -308,7 +367,7 @@ def _repository(source: str | None) -> str | None:
 
 
 def _dataset(name: str) -> str:
-    return f"[{name}](https://huggingface.co/datasets/{name})" if is_hub_id(name) else _cell(name)
+    return f"[{inline(name)}](https://huggingface.co/datasets/{name})" if is_hub_id(name) else inline(name)
 
 
 @cache
@@ -329,9 +388,11 @@ def render_card(
         codebooks: of discrete units that lie beside it.
 
     Raises:
-        ValueError: if the model is not a LightHuBERT or a HuBERT.
+        ValueError: if the model is not a LightHuBERT or a HuBERT, or `repo_id` is no name of a repository.
     """
     model_config = read_config(config)
+    if repo_id is not None and not is_repo_name(repo_id):
+        raise ValueError(f"{repo_id!r} cannot be a repository; write OWNER/NAME")
     name = repo_id.split("/")[-1] if repo_id else "LightHuBERT"
     space = getattr(model_config, "search_space", None)
     subnet = facts.subnet
@@ -357,7 +418,9 @@ def render_card(
         "picture": PICTURE_FILE,
         "human": human,
         "clip_seconds": f"{CLIP_SECONDS:g}",
-        "cell": _cell,
+        "cell": inline,
+        "code": code,
+        "license": facts.license and (code if _is_license_id(facts.license) else inline)(facts.license),
         "source": _source,
         "dataset": _dataset,
         "codebooks": sorted(codebooks, key=lambda one: (one.layer, one.clusters)),
@@ -370,11 +433,11 @@ def family_section(members: Sequence[FamilyMember]) -> str:
     if not members:
         return ""
     rows = [
-        f"| [{member.repo_id}](https://huggingface.co/{member.repo_id}) | {human(member.parameters)} "
+        f"| [{inline(member.repo_id)}](https://huggingface.co/{member.repo_id}) | {human(member.parameters)} "
         f"| {human(member.macs_per_second)} | {member.score:.4g} |"
         for member in members
     ]
-    score = _cell(members[0].score_name)
+    score = inline(members[0].score_name)
     head = [
         f"| model | parameters | multiply–accumulates per second of audio (clips of {CLIP_SECONDS:g} s) | {score} |",
         "|---|---|---|---|",
@@ -409,13 +472,23 @@ def teacher_license(teacher: str, token: str | None = None) -> str | None:
         teacher: a folder or a Hub id.
     """
     folder = Path(teacher)
+    readme = folder / "README.md"
     if folder.is_dir():
-        if not (folder / "README.md").is_file():
+        if not readme.is_file():
             return None
-        card = ModelCard.load(folder / "README.md", ignore_metadata_errors=True)
+        try:
+            card = ModelCard.load(readme, ignore_metadata_errors=True)
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{readme} cannot be read ({reason}); restore it, or delete it") from None
     else:
         try:
             card = ModelCard.load(teacher, token=token, ignore_metadata_errors=True)
         except EntryNotFoundError:
             return None
-    return card.data.license
+    license, name = card.data.license, card.data.get("license_name")
+    if license == "other" and name:
+        license = name
+    if isinstance(license, list):
+        license = ", ".join(map(str, license))
+    return one_line(license) if license else None

@@ -21,7 +21,9 @@ from huggingface_hub import Collection, CommitInfo, CommitOperationAdd, HfApi
 from tqdm.auto import tqdm
 
 from lighthubert_hf.costs.figures import human, size_names
+from lighthubert_hf.costs.profiling import count_parameters, macs_per_second
 from lighthubert_hf.files import read_object
+from lighthubert_hf.loading import load_config
 from lighthubert_hf.model.search_space import Subnet
 
 from .card import CardFacts, FamilyMember, Latency, is_hub_id, read_config, with_family
@@ -202,6 +204,7 @@ def push_family(
     pareto = read_pareto(pareto_json)
     local = isinstance(pareto.supernet, Path)
     supernet_id = f"{prefix}-supernet" if local else pareto.supernet
+    _check_numbers(pareto, Path(pareto_json), token)
     members = _members(pareto, prefix)
     with tempfile.TemporaryDirectory() as extracted:
         parent = Parent.read(pareto.supernet, pareto.revision, token)
@@ -241,6 +244,27 @@ def check_push(prefix: str, token: str | bool | None = None) -> None:
 def _check_prefix(prefix: str) -> None:
     if not is_hub_id(prefix):
         raise ValueError(f"the prefix must be OWNER/NAME, got {prefix!r}")
+
+
+def _check_numbers(pareto: Pareto, path: Path, token: str | bool | None) -> None:
+    """See that the subnets are the supernet's, and count what the file claims of them."""
+    config = load_config(pareto.supernet, pareto.revision, token)
+    if getattr(config, "search_space", None) is None:
+        raise ValueError(f"{path}: {pareto.supernet} is no supernet (its config has no search_space)")
+    for entry in pareto.subnets:
+        try:
+            counted = {
+                "parameters": count_parameters(config, entry.subnet),
+                "macs_per_second": macs_per_second(config, entry.subnet),
+            }
+        except ValueError as error:
+            raise ValueError(f"{path}: {entry.name} is no subnet of {pareto.supernet}: {error}") from None
+        for name, number in counted.items():
+            if getattr(entry, name) != number:
+                raise ValueError(
+                    f"{path} says {name}={getattr(entry, name):,} of {entry.name}, which has {number:,}; correct it, "
+                    "or search again"
+                )
 
 
 def _members(pareto: Pareto, prefix: str) -> tuple[FamilyMember, ...]:
@@ -286,6 +310,12 @@ def _check_architecture(entry: FamilyEntry) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{entry.folder} has no {CONFIG}; extract the subnet {entry.name} again")
     config = read_config(read_object(path))
+    if config.model_type == "hubert" and (config.num_hidden_layers, config.hidden_size) != (
+        len(entry.subnet.num_attention_heads),
+        entry.subnet.hidden_size,
+    ):
+        held = f"{config.num_hidden_layers} layers, {config.hidden_size} wide"
+        raise ValueError(f"{entry.folder} holds a plain HuBERT of {held}, but {entry.name} is {entry.subnet}")
     if config.model_type == "lighthubert" and config.architecture != config.canonical(entry.subnet):
         channels = None if entry.subnet.conv_dim is None else tuple(config.conv_dim)
         held = replace(config.architecture, conv_dim=channels)

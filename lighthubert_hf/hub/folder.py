@@ -17,12 +17,14 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 
 from lighthubert_hf.files import read_object, write_text
+from lighthubert_hf.locks import locked
 from lighthubert_hf.model.codebook import CODEBOOKS_FILE, read_codebooks
 from lighthubert_hf.preprocessing import build_feature_extractor
 from lighthubert_hf.weights import check_finite, check_floating, stored_tensors, weight_files
@@ -121,10 +123,8 @@ def complete_folder(folder: Path, card: CardFacts | None = None, repo_id: str | 
     defaults = _complete_processor(folder, config)
     facts = load_facts(folder) if card is None else card
     facts = _without_paths(_with_license(facts))
-    if facts.parameters is None:
-        facts = replace(facts, parameters=parameters)
-    if facts.macs_per_second is None:
-        facts = replace(facts, macs_per_second=_count_macs(config))
+    # Counted, whatever the facts say: they may be another model's.
+    facts = replace(facts, parameters=parameters, macs_per_second=_count_macs(config))
     _write_json(folder / FACTS_FILE, facts.to_dict())
     write_text(folder / PICTURE_FILE, render_picture(config), sync=False)
     codebooks = list(read_codebooks(folder / CODEBOOKS_FILE).values()) if (folder / CODEBOOKS_FILE).is_file() else []
@@ -138,10 +138,23 @@ def complete_folder(folder: Path, card: CardFacts | None = None, repo_id: str | 
     return defaults
 
 
+def update_facts(folder: str | Path, change: Callable[[CardFacts], CardFacts]) -> CardFacts:
+    """Change the facts of a model folder, and its card with them; one process at a time, others wait a minute.
+
+    Raises:
+        InUseError: another process writes there for longer.
+        ValueError, FileNotFoundError: if the folder holds no model or a broken one.
+    """
+    with locked(folder, patience=60):
+        facts = change(load_facts(folder))
+        complete_folder(Path(folder), facts)
+    return facts
+
+
 def refresh_card(folder: str | Path) -> None:
     """Let the card of a model folder say what has come to lie beside the model. A folder without one stays without."""
     if (Path(folder) / FACTS_FILE).is_file() and (Path(folder) / CONFIG).is_file():
-        complete_folder(Path(folder))
+        update_facts(folder, lambda facts: facts)
 
 
 def load_facts(folder: str | Path) -> CardFacts:
@@ -213,6 +226,8 @@ def _complete_processor(folder: Path, config: dict) -> frozenset[str]:
     old, new = folder / PREPROCESSOR, folder / PROCESSOR
     extractor = read_object(old) if old.is_file() else None
     nested = read_object(new).get("feature_extractor") if new.is_file() else None
+    if nested is not None and not isinstance(nested, dict):
+        raise ValueError(f"{new}: feature_extractor must be an object, got {type(nested).__name__}; restore it")
     if extractor and nested and extractor.get("do_normalize") != nested.get("do_normalize"):
         raise ValueError(
             f"{PREPROCESSOR} says do_normalize={extractor.get('do_normalize')}, {PROCESSOR} says "

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import StrictDataclassError
 
 from lighthubert_hf.costs.profiling import Profile
 from lighthubert_hf.loading import check_loads, load
@@ -16,13 +15,13 @@ from lighthubert_hf.model.search_space import Subnet
 from lighthubert_hf.subnets import choose_subnet
 from lighthubert_hf.units.files import check_current
 
-from .card import CardFacts, Latency
+from .card import CardFacts, Latency, is_repo_name
 from .contents import check_no_secrets, stage
 from .derived import Parent, subnet_facts
 from .folder import (
     complete_folder,
-    load_facts,
     save_model_folder,
+    update_facts,
     write_model,
 )
 from .output import check_not_source, check_output, written_beside
@@ -123,14 +122,13 @@ def check_folder(
 
 def _check_repo_id(repo_id: str, token: str | bool | None) -> None:
     """Raise a PublishingError for what cannot be the name of a repository; the Hub would refuse it after the work."""
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError:
+    if not is_repo_name(repo_id):
         known = secret(token)
         shown = "a name with an access token in it" if "hf_" in repo_id or (known and known in repo_id) else repo_id
         raise PublishingError(
-            f"{shown!r} cannot be a repository; write OWNER/NAME, of letters, digits and -, _ or . between them"
-        ) from None
+            f"{shown!r} cannot be a repository; write OWNER/NAME, of letters, digits and -, _ or . between them, "
+            "the name at most 96 of them"
+        )
 
 
 def prepare(
@@ -253,7 +251,7 @@ def record_latency(folder: str | Path, measured: Profile) -> None:
         machine=f"{measured.machine['device']}, {measured.machine['threads']} threads",
         command=f"lighthubert profile MODEL --seconds {row.seconds:g} --batch {row.batch}",
     )
-    complete_folder(folder, replace(load_facts(folder), latency=latency))
+    update_facts(folder, lambda facts: replace(facts, latency=latency))
 
 
 def load_supernet(supernet: str | Path, revision: str | None = None, token: str | bool | None = None):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from lighthubert_hf.hub.card import (
     FamilyMember,
     Latency,
     human,
+    is_hub_id,
     plain_hubert,
     read_config,
     render_card,
@@ -352,3 +354,162 @@ def test_the_licence_of_a_teacher_in_a_folder(tmp_path):
     assert teacher_license(str(tmp_path)) is None
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Teacher\n")
     assert teacher_license(str(tmp_path)) == "apache-2.0"
+
+
+# Text that others wrote
+
+HOSTILE = st.text(max_size=40) | st.lists(
+    st.sampled_from(
+        [
+            "\n# Heading\n",
+            "<script>alert(1)</script>",
+            "<!-- subnets -->",
+            "[a](javascript:alert(1))",
+            "![x](http://evil/x.png)",
+            "`",
+            "``",
+            "|",
+            "\\",
+            "**b**",
+            "_i_",
+            "https://evil.example",
+            "www.evil.example",
+            "@someone",
+            "$$x$$",
+            "&lt;",
+            "---",
+            "\x00",
+            "\u202e",
+            "{{ facts }}",
+            "owner/name",
+            ":",
+            "~~s~~",
+            "\n\n| a | b |\n|---|---|\n",
+            "\r",
+            "\u2028",
+            "[^1]",
+            "- [ ] t",
+        ]
+    ),
+    max_size=6,
+).map("".join)
+
+
+@settings(max_examples=examples(40))
+@given(HOSTILE, HOSTILE, HOSTILE)
+def test_what_others_wrote_is_shown_and_does_nothing(one, two, three):
+    """Parsed as GitHub and the Hub parse it: the same headings, tables, links and HTML as with harmless words."""
+    line = "".join(filter(str.isprintable, three)) or "x"
+    facts = replace(
+        EVERYTHING,
+        loss_data=one,
+        teacher=two,
+        datasets=(one, f"owner/name:{two}"),
+        license=three,
+        supernet=two,
+        revision=one,
+        converted_from=f"owner/name:{one}",
+        converted_revision=two,
+        latency=Latency(1.0, f"m{one}", f"c{two}"),
+        evaluations=(replace(WER, dataset_name=line, metric_name=line, task_name=line),),
+        family=(FamilyMember("acme/x", 1, 2, 0.5, three),),
+    )
+    text = str(render_card(config(), facts, "acme/light"))
+    data = ModelCard(text).data.to_dict()
+    assert data["library_name"] == "transformers"
+    assert set(data) <= set(ModelCard(str(render_card(config(), EVERYTHING, "acme/x"))).data.to_dict()) | {
+        "license_name"
+    }
+    calm = replace(
+        facts,
+        loss_data=_calm(one),
+        teacher=_calm(two),
+        datasets=(_calm(one), f"owner/name:{_calm(two)}"),
+        license=three and ("mit" if re.fullmatch(r"[a-z0-9][a-z0-9.+-]+", three) else "w w"),
+        supernet=_calm(two),
+        revision=_calm(one),
+        converted_from=f"owner/name:{one and 'w'}",
+        converted_revision=_calm(two),
+        latency=Latency(1.0, "m", "c"),
+        evaluations=(replace(WER, dataset_name="w", metric_name="w", task_name="w"),),
+        family=(FamilyMember("acme/x", 1, 2, 0.5, "w"),),
+    )
+    assert _parts(text) == _parts(str(render_card(config(), calm, "acme/light")))
+
+
+def _calm(text):
+    """A word that is linked where the text is, and missing where it is."""
+    repository = text.partition(":")[0]
+    return (repository if is_hub_id(repository) else "w") if text else ""
+
+
+def _parts(text):
+    """Kinds of blocks and spans of the body, links with their targets; without what they say."""
+    from markdown_it import MarkdownIt
+
+    found = []
+    parser = MarkdownIt("gfm-like", {"linkify": False}).disable("smartquotes", True)
+    for token in parser.parse(text.split("\n---\n", 1)[1]):
+        found.append((token.type, token.tag))
+        for child in token.children or ():
+            if child.type not in ("text", "text_special", "softbreak", "code_inline"):
+                found.append((child.type, child.attrGet("href")))
+    return found
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"teacher": 7},
+        {"license": ["mit"]},
+        {"datasets": "abc"},
+        {"datasets": [None]},
+        {"languages": ["en\n# x"]},
+        {"tags": [""]},
+        {"revision": {}},
+        {"evaluations": "abc"},
+        {"evaluations": [7]},
+        {"family": {"a": 1}},
+        {"latency": 3},
+        {"subnet": [1]},
+        {"family": [{"repo_id": "x](y)", "parameters": 1, "macs_per_second": 1, "score": 1}]},
+        {"family": [{"repo_id": "a/b", "parameters": "<b>", "macs_per_second": 1, "score": 1}]},
+        {"family": [{"repo_id": "a/b", "parameters": 1, "macs_per_second": 1, "score": "1"}]},
+        {"evaluations": [vars(WER) | {"metric_value": "<b>"}]},
+        {"evaluations": [vars(WER) | {"task_name": ["x"]}]},
+    ],
+)
+def test_facts_of_the_wrong_kind_are_one_line_with_the_files_name(tmp_path, facts):
+    (tmp_path / "model_card.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=r"model_card\.json") as error:
+        CardFacts.load(tmp_path / "model_card.json")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a b", "x](http://evil)", 'a"); import os', "a/b/c", "../x", "a--b"])
+def test_a_card_is_of_a_repository_that_can_be(name):
+    with pytest.raises(ValueError, match="cannot be a repository"):
+        render_card(config(), CardFacts(), name)
+
+
+@pytest.mark.parametrize(
+    ("front_matter", "licence"),
+    [
+        ("license: other\nlicense_name: my licence\n", "my licence"),
+        ("license: [mit, apache-2.0]\n", "mit, apache-2.0"),
+        ("license: |\n  Mine\n  # Heading\n", "Mine # Heading"),
+        ("license: 7\n", "7"),
+    ],
+)
+def test_licences_that_are_no_identifier(tmp_path, front_matter, licence):
+    (tmp_path / "README.md").write_text(f"---\n{front_matter}---\n")
+    assert teacher_license(str(tmp_path)) == licence
+    card = render_card(config(), CardFacts(license=licence))
+    if " " in licence:
+        assert (card.data.license, card.data.to_dict()["license_name"]) == ("other", licence)
+
+
+def test_a_teachers_card_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "README.md").write_bytes(b"---\nlicense: \xff\n---\n")
+    with pytest.raises(ValueError, match=r"README\.md cannot be read"):
+        teacher_license(str(tmp_path))

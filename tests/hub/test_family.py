@@ -44,8 +44,8 @@ def pareto(supernet, supernet_folder, tmp_path):
             {
                 "name": "a",
                 "subnet": SMALL.to_dict(),
-                "parameters": 7_120,
-                "macs_per_second": 12_300_000,
+                "parameters": 6_328,
+                "macs_per_second": 1_647_717_827,
                 "loss": 0.5,
                 "folder": "small",
                 "latency": {"milliseconds_per_second": 1.5, "machine": "2 cores", "command": "lighthubert profile"},
@@ -54,8 +54,8 @@ def pareto(supernet, supernet_folder, tmp_path):
             {
                 "name": "b",
                 "subnet": WIDE.to_dict(),
-                "parameters": 27_400,
-                "macs_per_second": 45_600_000,
+                "parameters": 31_448,
+                "macs_per_second": 4_143_920_205,
                 "loss": 0.25,
                 "folder": None,
             },
@@ -75,7 +75,7 @@ def card(hub, repo_id):
 
 def test_family_of_a_local_supernet(hub, pareto):
     result = push_family(pareto, PREFIX, token=TOKEN)
-    names = ["acme/light-7k", "acme/light-27k", "acme/light-supernet"]
+    names = ["acme/light-6k", "acme/light-31k", "acme/light-supernet"]
     assert [r.repo_id for r in (*result.subnets, result.supernet)] == names
     assert set(hub.store.repos) == set(names)
     for name, subnet in zip(names, (SMALL, WIDE), strict=False):
@@ -89,22 +89,22 @@ def test_family_of_a_local_supernet(hub, pareto):
     assert "Latency" not in card(hub, names[1])
     table = card(hub, "acme/light-supernet")
     assert re.findall(r"\| \[(.*?)\]\(https://huggingface.co/\1\) \| (\S+) \| (\S+) \| (\S+) \|", table) == [
-        ("acme/light-7k", "7.12k", "12.3M", "0.5"),
-        ("acme/light-27k", "27.4k", "45.6M", "0.25"),
+        ("acme/light-6k", "6.33k", "1.65G", "0.5"),
+        ("acme/light-31k", "31.4k", "4.14G", "0.25"),
     ]
     (collection,) = hub.store.collections.values()
     assert result.collection == f"{hub.endpoint}/collections/{collection['slug']}"
     assert (collection["title"], collection["owner"]["name"]) == ("light", "acme")
     notes = {item["id"]: item["note"]["text"] for item in collection["items"]}
     assert list(notes) == names
-    assert notes["acme/light-27k"].startswith("27.4k parameters, 45.6M multiply-accumulates")
+    assert notes["acme/light-31k"].startswith("31.4k parameters, 4.14G multiply-accumulates")
     assert [subnet["repo_id"] for subnet in json.loads(json.dumps(result.to_dict()))["subnets"]] == names[:2]
     assert str(result).splitlines()[-1] == f"collection: {result.collection}"
 
 
 def test_extracted_weights_are_the_subnets(hub, pareto, supernet):
     push_family(pareto, PREFIX)
-    weights = load(hub.files("acme/light-27k")["model.safetensors"])
+    weights = load(hub.files("acme/light-31k")["model.safetensors"])
     expected = supernet.extract_subnet(WIDE).state_dict()
     assert weights.keys() == expected.keys()
     assert all(weights[key].equal(value) for key, value in expected.items())
@@ -121,7 +121,7 @@ def test_again_changes_nothing_and_corrects_notes(hub, pareto):
     (collection,) = hub.store.collections.values()
     assert len(collection["items"]) == 3
     assert collection["items"][0]["note"]["text"].endswith("distillation loss 0.4")
-    assert len(hub.store.repos["acme/light-7k"].history("main")) == 3
+    assert len(hub.store.repos["acme/light-6k"].history("main")) == 3
 
 
 @pytest.mark.parametrize("owner", ["acme", "alice"])
@@ -130,19 +130,20 @@ def test_supernet_on_the_hub(hub, pareto, supernet_folder, owner):
     revision = push_folder(supernet_folder, "acme/super").commit.oid
     before = card(hub, "acme/super")
     data = json.loads(pareto.read_text()) | {"supernet": "acme/super", "revision": revision}
-    data["subnets"] = data["subnets"][:1]
+    wide = data["subnets"].pop()
     result = push_family(write(pareto.parent, data), f"{owner}/light")
     assert result.supernet is None
-    assert revision in card(hub, f"{owner}/light-7k")
+    assert revision in card(hub, f"{owner}/light-6k")
     if owner == "alice":
         assert result.supernet_commit is None
         assert card(hub, "acme/super") == before
         return
     assert card(hub, "acme/super").startswith(before.rstrip())
-    assert "acme/light-7k" in card(hub, "acme/super")
-    data["subnets"][0]["parameters"] = 8_000
+    assert "acme/light-6k" in card(hub, "acme/super")
+    data["subnets"] = [wide]
     push_family(write(pareto.parent, data), "acme/light")
-    assert "acme/light-7k" not in card(hub, "acme/super")
+    assert "acme/light-31k" in card(hub, "acme/super")
+    assert "acme/light-6k" not in card(hub, "acme/super")
     assert card(hub, "acme/super").count("## Subnets") == 1
     assert "acme/super" in {item["id"] for c in hub.store.collections.values() for item in c["items"]}
 
@@ -152,7 +153,7 @@ def test_dry_run_writes_what_would_be_pushed(hub, pareto, tmp_path):
     assert hub.requests == []
     assert result.collection is None
     push_family(pareto, PREFIX)
-    for name in ("light-7k", "light-27k", "light-supernet"):
+    for name in ("light-6k", "light-31k", "light-supernet"):
         files = hub.files(f"acme/{name}")
         del files[".gitattributes"]
         assert files == {path.name: path.read_bytes() for path in (tmp_path / "dry" / name).iterdir()}
@@ -170,17 +171,17 @@ def test_an_edited_supernet_card_keeps_its_words(hub, pareto, supernet_folder):
     push_family(pareto, PREFIX)
     text = card(hub, "acme/light-supernet")
     assert "## In my words" in text
-    assert "acme/light-27k" in text
+    assert "acme/light-31k" in text
 
 
 def test_a_failure_says_what_was_pushed_and_can_be_continued(hub, pareto):
-    hub.faults.add("POST /api/models/acme/light-27k/commit", "status", times=1000)
-    with pytest.raises(PublishingError, match=r"acme/light-27k.*pushed before: acme/light-7k; run the same") as caught:
+    hub.faults.add("POST /api/models/acme/light-31k/commit", "status", times=1000)
+    with pytest.raises(PublishingError, match=r"acme/light-31k.*pushed before: acme/light-6k; run the same") as caught:
         push_family(pareto, PREFIX)
     assert "\n" not in str(caught.value)
     hub.faults.clear()
     push_family(pareto, PREFIX)
-    assert len(hub.store.repos["acme/light-7k"].history("main")) == 2
+    assert len(hub.store.repos["acme/light-6k"].history("main")) == 2
 
 
 def test_everything_is_checked_before_anything_is_pushed(hub, pareto, supernet_folder):
@@ -192,9 +193,27 @@ def test_everything_is_checked_before_anything_is_pushed(hub, pareto, supernet_f
 
 def test_a_folder_that_holds_another_subnet_is_refused(hub, pareto):
     data = json.loads(pareto.read_text())
-    data["subnets"][0]["subnet"] = WIDE.to_dict()
+    for key in ("subnet", "parameters", "macs_per_second"):
+        data["subnets"][0][key] = data["subnets"][1][key]
     with pytest.raises(ValueError, match=r"holds 2 layers, 16 wide.*but a is 3 layers, 32 wide"):
         push_family(write(pareto.parent, data), PREFIX)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parameters": 6_329}, r"parameters=6,329 of a, which has 6,328"),
+        ({"macs_per_second": 1_647_717_826}, r"macs_per_second=1,647,717,826 of a, which has"),
+        ({"subnet": Subnet(64, (2, 2), (32, 32)).to_dict(), "folder": None}, r"a is no subnet of .*supernet"),
+    ],
+)
+def test_numbers_are_counted_before_anything_is_pushed(hub, pareto, changes, message):
+    data = json.loads(pareto.read_text())
+    data["subnets"][0] |= changes
+    with pytest.raises(ValueError, match=message) as caught:
+        push_family(write(pareto.parent, data), PREFIX)
+    assert str(pareto) in str(caught.value)
     assert hub.requests == []
 
 
@@ -268,7 +287,7 @@ def test_another_score_than_the_loss(hub, pareto):
         del subnet["loss"]
         subnet["accuracy"] = -0.75
     push_family(write(pareto.parent, data), PREFIX)
-    assert "Distillation loss" not in card(hub, "acme/light-27k")
+    assert "Distillation loss" not in card(hub, "acme/light-31k")
     assert "per second of audio (clips of 10 s) | accuracy |" in card(hub, "acme/light-supernet")
     (collection,) = hub.store.collections.values()
     assert collection["items"][0]["note"]["text"].endswith("accuracy -0.75")
@@ -325,17 +344,17 @@ def test_a_measured_time_is_better_than_a_predicted_one(hub, pareto, tmp_path, s
     data["subnets"][0]["latency"] |= {"predicted": True}
     write(pareto.parent, data)
     push_family(pareto, PREFIX)
-    assert "1.5 ms per second of audio, predicted" in card(hub, "acme/light-7k")
+    assert "1.5 ms per second of audio, predicted" in card(hub, "acme/light-6k")
     measured = CardFacts(latency=Latency(2.5, machine="2 cores", command="lighthubert profile"))
     save_model_folder(supernet.extract_subnet(SMALL), tmp_path / "small", card=measured)
     push_family(pareto, PREFIX)
-    assert "2.5 ms per second of audio, measured" in card(hub, "acme/light-7k")
+    assert "2.5 ms per second of audio, measured" in card(hub, "acme/light-6k")
 
 
 def test_facts_of_the_file_win(hub, pareto, tmp_path, supernet):
     facts = CardFacts(loss=9.0, parameters=1, teacher="acme/other")
     save_model_folder(supernet.extract_subnet(SMALL), tmp_path / "small", card=facts)
     push_family(pareto, PREFIX)
-    read = CardFacts.from_dict(json.loads(hub.files("acme/light-7k")["model_card.json"]))
-    assert (read.loss, read.parameters, read.teacher, read.subnet) == (0.5, 7_120, "acme/other", SMALL)
+    read = CardFacts.from_dict(json.loads(hub.files("acme/light-6k")["model_card.json"]))
+    assert (read.loss, read.parameters, read.teacher, read.subnet) == (0.5, 6_328, "acme/other", SMALL)
     assert replace(read, loss=0.5) == read

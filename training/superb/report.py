@@ -8,9 +8,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from lighthubert_hf.costs.figures import human
-from lighthubert_hf.files import read_object
-from lighthubert_hf.hub.card import read_config
-from lighthubert_hf.hub.folder import CONFIG, README, complete_folder, is_rendered, load_facts
+from lighthubert_hf.files import read_object, write_text
+from lighthubert_hf.hub.card import CardFacts, read_config
+from lighthubert_hf.hub.folder import CONFIG, README, is_rendered, load_facts, update_facts
+from lighthubert_hf.hub.markdown import inline, one_line
+from lighthubert_hf.locks import locked
 
 from .published import COLUMNS, SCORES
 from .registry import KINDS
@@ -29,7 +31,7 @@ def markdown(results: dict[str, Any]) -> str:
     """What was measured here and, apart from it, what is published."""
     model = Path(results["model"]).name if results["model"] else "a model"
     lines = [
-        f"# Evaluation of {model}",
+        f"# Evaluation of {inline(model)}",
         "",
         f"{human(results['parameters'])} parameters, frozen. Heads on a learnt weighted sum of its "
         f"{results['hidden_states']} hidden states. Preset `{results['settings']['preset']}`, seed {results['seed']}.",
@@ -44,7 +46,7 @@ def markdown(results: dict[str, Any]) -> str:
         arrow = "↑" if metric.higher_is_better else "↓"
         full = SUPERB_RATES[name].steps if name in SUPERB_RATES else 0
         lines.append(
-            f"| {KINDS[name].title} | {metric.title} {arrow} | {value:.2f} | {result['data']['name']} "
+            f"| {KINDS[name].title} | {metric.title} {arrow} | {value:.2f} | {inline(result['data']['name'])} "
             f"| {trained['examples'] if trained else '–'} | {result['steps'] or '–'} | {full or '–'} |"
         )
     lines += [
@@ -79,9 +81,10 @@ def card_entries(results: dict[str, Any]) -> tuple[EvalResult, ...]:
     sets: dict[tuple, str] = {}
     for name, metric, value, result in rows_of(results):
         data, kind = result["data"], KINDS[name]
-        dataset = data["name"].replace(" ", "-")
+        title, split = one_line(data["name"]), one_line(data["splits"]["test"]["name"])
+        dataset = title.replace(" ", "-")
         # The Hub tells results apart by task, data set, configuration and split.
-        config = data["config_name"] or name
+        config = one_line(data["config_name"] or name)
         if sets.setdefault((kind.hub_task, dataset, config), name) != name:
             config = f"{config}-{name}"
         entries.append(
@@ -89,9 +92,9 @@ def card_entries(results: dict[str, Any]) -> tuple[EvalResult, ...]:
                 task_type=kind.hub_task,
                 task_name=f"{kind.title}, frozen model",
                 dataset_type=dataset,
-                dataset_name=data["name"],
+                dataset_name=title,
                 dataset_config=config,
-                dataset_split=data["splits"]["test"]["name"],
+                dataset_split=split,
                 metric_type=metric.name,
                 metric_name=f"{metric.title} (%)",
                 metric_value=round(value, 2),
@@ -108,6 +111,9 @@ def check_card(folder: str | Path, of_subnet: bool) -> None:
     if of_subnet:
         raise ValueError(f"the card of {folder} is the supernet's, the scores are a subnet's; extract it beforehand")
     read_config(read_object(folder / CONFIG))
+    load_facts(folder)
+    with locked(folder, patience=60):
+        pass
 
 
 def update_card(folder: str | Path, results: dict[str, Any]) -> None:
@@ -123,14 +129,17 @@ def update_card(folder: str | Path, results: dict[str, Any]) -> None:
     check_card(folder, results["subnet"] is not None)
     new = card_entries(results)
     replaced = {entry.unique_identifier for entry in new}
-    facts = load_facts(folder)
-    kept = tuple(entry for entry in facts.evaluations if entry.unique_identifier not in replaced)
-    facts = replace(facts, evaluations=(*kept, *new))
-    complete_folder(folder, facts)
-    readme = folder / README
-    text = readme.read_text(encoding="utf-8")
-    if not is_rendered(text):
-        card = ModelCard(text)
-        card.data.model_name = card.data.model_name or folder.name
-        card.data.eval_results = list(facts.evaluations)
-        card.save(readme)
+
+    def change(facts: CardFacts) -> CardFacts:
+        kept = tuple(entry for entry in facts.evaluations if entry.unique_identifier not in replaced)
+        return replace(facts, evaluations=(*kept, *new))
+
+    with locked(folder, patience=60):
+        facts = update_facts(folder, change)
+        readme = folder / README
+        text = readme.read_text(encoding="utf-8")
+        if not is_rendered(text):
+            card = ModelCard(text)
+            card.data.model_name = card.data.model_name or folder.name
+            card.data.eval_results = list(facts.evaluations)
+            write_text(readme, str(card))
