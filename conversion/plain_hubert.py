@@ -9,7 +9,7 @@ from lighthubert_hf import LightHubertForCTC, LightHubertForSequenceClassificati
 from lighthubert_hf.hub.derived import same_function_facts
 from lighthubert_hf.hub.folder import TOKENIZER, complete_folder, load_facts
 from lighthubert_hf.hub.output import written_beside
-from lighthubert_hf.loading import load
+from lighthubert_hf.loading import load, load_feature_extractor, load_speech_processor
 
 from .checkpoints.errors import ConversionError
 from .checkpoints.reading import read_json
@@ -77,8 +77,8 @@ def save_plain_hubert(
 
 def _processor(folder: Path) -> Wav2Vec2FeatureExtractor | Wav2Vec2Processor:
     if (folder / TOKENIZER).is_file():
-        return Wav2Vec2Processor.from_pretrained(folder)
-    return Wav2Vec2FeatureExtractor.from_pretrained(folder)
+        return load_speech_processor(folder)
+    return load_feature_extractor(folder)
 
 
 @torch.inference_mode()

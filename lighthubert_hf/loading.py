@@ -4,6 +4,8 @@ transformers fills weights that it does not find with random numbers, and goes o
 in this package may compute with a model like that: whoever needs one loads it here.
 """
 
+import dataclasses
+import difflib
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -191,11 +193,76 @@ def load_config(name: str | Path, revision: str | None = None, token: str | bool
     register()
     with _errors_named(str(name)):
         try:
-            return AutoConfig.from_pretrained(name, revision=revision, token=token)
+            # Not asked whether to run code that came with the model: none is.
+            config = AutoConfig.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
+            commit = getattr(config, "_commit_hash", None) or revision
+            written, _ = config.get_config_dict(name, revision=commit, token=token)
         except OSError:
             raise
         except Exception as error:  # whatever a config of any content trips over
             raise ValueError(f"{name}: config.json describes no model ({_reason(error)})") from None
+    _check_spelling(name, config, written)
+    return config
+
+
+def _check_spelling(name: str | Path, config: "PreTrainedConfig", written: dict[str, Any]) -> None:
+    """Raise for a key that is another but for one letter: transformers would keep it aside and take the default."""
+    if not dataclasses.is_dataclass(config):
+        return
+    absent = {key for key in vars(config) if not key.startswith("_")} - written.keys()
+    for key in written.keys() - {field.name for field in dataclasses.fields(config)}:
+        near = [other for other in absent - {key} if abs(len(other) - len(key)) <= 1]
+        if close := difflib.get_close_matches(key, near, n=1, cutoff=0.85):
+            raise ValueError(f"{name}: config.json has {key!r}, which means nothing; did you mean {close[0]!r}?")
+
+
+def load_feature_extractor(name: str | Path, revision: str | None = None, token: str | bool | None = None) -> Any:
+    """The feature extractor beside a model in a folder or on the Hub.
+
+    Raises:
+        OSError: There is none.
+        ValueError: Its file describes none, or has a misspelt key, for which transformers would take the default.
+    """
+    from transformers import AutoFeatureExtractor
+
+    try:
+        found = AutoFeatureExtractor.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a file of any content trips over
+        raise ValueError(f"{name}: its feature extractor cannot be loaded ({_reason(error)})") from None
+    known = {*vars(type(found)()), "feature_extractor_type", "processor_class", "auto_map"}
+    for key in vars(found).keys() - known:
+        if close := difflib.get_close_matches(key, known, n=1, cutoff=0.85):
+            raise ValueError(
+                f"{name}: its feature extractor has {key!r}, which means nothing; did you mean {close[0]!r}?"
+            )
+    return found
+
+
+def load_speech_processor(name: str | Path) -> Any:
+    """The feature extractor and tokenizer of a recogniser (a `Wav2Vec2Processor`) in a folder or on the Hub.
+
+    Raises:
+        OSError: There is none.
+        ValueError: One of its files is damaged, or its vocabulary is no list of different numbers.
+    """
+    from transformers import Wav2Vec2Processor
+
+    from .files import read_object
+
+    try:
+        processor = Wav2Vec2Processor.from_pretrained(name)
+    except OSError:
+        raise
+    except Exception as error:  # whatever files of any content trip over
+        for file in sorted(Path(name).glob("*.json")):
+            read_object(file)  # names the one that is damaged
+        raise ValueError(f"{name}: its processor cannot be loaded ({_reason(error)})") from None
+    numbers = list(processor.tokenizer.get_vocab().values())
+    if not all(isinstance(number, int) for number in numbers) or len(set(numbers)) < max(len(numbers), 2):
+        raise ValueError(f"{name}: its vocabulary does not give each unit a number of its own; restore it")
+    return processor
 
 
 def on_device(model: "PreTrainedModel", device: str | None) -> "PreTrainedModel":

@@ -13,7 +13,7 @@ from lighthubert_hf import LightHubertForCTC, LightHubertForPreTraining, LightHu
 from lighthubert_hf.conversion import convert, export_onnx, save_plain_hubert
 from lighthubert_hf.hub.folder import save_model_folder
 from lighthubert_hf.hub.publishing import extract_to_folder, load_supernet, push_folder, push_model
-from lighthubert_hf.loading import check_loads, load, load_encoder, load_lighthubert
+from lighthubert_hf.loading import check_loads, load, load_encoder, load_feature_extractor, load_lighthubert
 from lighthubert_hf.training.distillation.recipe import StudentSection, TeacherSection
 from lighthubert_hf.training.distillation.student import build_student
 from lighthubert_hf.training.distillation.teacher import load_teacher
@@ -293,3 +293,36 @@ def test_heads_are_left_out_without_a_table_and_missing_weights_are_an_error(
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks 1 weights of .*: encoder\.layers\.1\.attention"):
         loading(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_misspelt_key_of_a_config_is_not_the_default(folders, tmp_path, kind):
+    shutil.copytree(folders / kind, tmp_path / "model")
+    config = json.loads((folders / kind / "config.json").read_text())
+    for key in ("layer_norm_eps", "num_hidden_layers", "hidden_act", "architectures", "conv_stride"):
+        wrong = key[:-2] + "x" + key[-1]
+        wanted = {name: value for name, value in (config | {wrong: config[key]}).items() if name != key}
+        (tmp_path / "model" / "config.json").write_text(json.dumps(wanted))
+        with pytest.raises(ValueError, match=f"config.json has '{wrong}', .*did you mean '{key}'"):
+            load_encoder(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"my_notes": "on this model"}))
+    load_encoder(tmp_path / "model")
+
+
+def test_code_that_came_with_a_model_of_an_unknown_kind_is_not_asked_about(folders, tmp_path, capsys):
+    shutil.copytree(folders / "static", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text()) | {"model_type": "other"}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="describes no model"):
+        load_encoder(tmp_path / "model")
+    assert "[y/N]" not in capsys.readouterr().out
+
+
+def test_a_misspelt_key_of_a_feature_extractor_is_not_the_default(folders, tmp_path):
+    shutil.copytree(folders / "static", tmp_path / "model")
+    assert load_feature_extractor(tmp_path / "model").do_normalize
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        file = tmp_path / "model" / name
+        file.write_text(file.read_text().replace("do_normalize", "do_mormalize"))
+    with pytest.raises(ValueError, match="has 'do_mormalize', which means nothing; did you mean 'do_normalize'"):
+        load_feature_extractor(tmp_path / "model")

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoFeatureExtractor
 from transformers.utils import cached_file
 
+from lighthubert_hf.loading import load_feature_extractor
 from lighthubert_hf.model.search_space import Subnet
 
 from .card import FACTS_FILE, CardFacts
@@ -80,7 +80,7 @@ class Parent:
             reason = " ".join(str(error).split())
             logger.warning("the card of %s cannot be read, so nothing is taken over from it: %s", name, reason)
             return cls(name, revision)
-        processor = AutoFeatureExtractor.from_pretrained(name, revision=revision, token=token) if prepared else None
+        processor = load_feature_extractor(name, revision, token) if prepared else None
         return cls(name, revision, CardFacts.load(path) if path else CardFacts(), processor)
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModel, HubertConfig, PreTrainedConfig
+from transformers import AutoModel, HubertConfig, PreTrainedConfig
 
 from lighthubert_hf import LightHubertForPreTraining
+from lighthubert_hf.loading import load_config
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 from .recipe import DistillationRecipe, TeacherSection
@@ -102,7 +103,7 @@ def _flop(run) -> int:
 def _teacher_config(settings: TeacherSection) -> PreTrainedConfig:
     if settings.random_config is not None:
         return HubertConfig(**settings.random_config)
-    return AutoConfig.from_pretrained(settings.path, revision=settings.revision)
+    return load_config(settings.path, settings.revision)
 
 
 @dataclass(frozen=True)

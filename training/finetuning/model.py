@@ -4,11 +4,11 @@ import logging
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, TrainerCallback
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel, TrainerCallback
 
 from lighthubert_hf import LightHubertConfig  # from the package: that registers the Auto classes
 from lighthubert_hf.extras import require
-from lighthubert_hf.loading import load
+from lighthubert_hf.loading import load, load_config
 from lighthubert_hf.model.extraction import subnet_config
 from lighthubert_hf.model.search_space import Subnet
 from lighthubert_hf.subnets import choose_subnet
@@ -62,7 +62,7 @@ def _config(settings: PretrainedSection, auto_class: type, changes: dict[str, An
     if settings.random_config is not None:
         config = LightHubertConfig(**settings.random_config)
     else:
-        config = AutoConfig.from_pretrained(settings.path, revision=settings.revision)
+        config = load_config(settings.path, settings.revision)
     if not hasattr(config, "conv_kernel") or type(config) not in auto_class._model_mapping:
         raise ValueError(
             f"{settings.path} is a {config.model_type}, not a speech encoder that {auto_class.__name__} knows; "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer, Wav2Vec2Processor
 
+from lighthubert_hf.loading import load_speech_processor
 from lighthubert_hf.preprocessing import build_feature_extractor
 
 BLANK, UNKNOWN, WORD_DELIMITER = "<pad>", "<unk>", "|"
@@ -86,7 +87,7 @@ def load_processor(name: str) -> Wav2Vec2Processor:
     Raises:
         ValueError: if it does not normalise waveforms, as the data here are.
     """
-    processor = Wav2Vec2Processor.from_pretrained(name)
+    processor = load_speech_processor(name)
     if not processor.feature_extractor.do_normalize:
         raise ValueError(
             f"the feature extractor of {name} has do_normalize=False, but training data are normalised; "

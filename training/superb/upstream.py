@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoFeatureExtractor, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from lighthubert_hf.hub.folder import PREPROCESSOR, PROCESSOR
-from lighthubert_hf.loading import load_encoder
+from lighthubert_hf.loading import load_encoder, load_feature_extractor
 from lighthubert_hf.model.fingerprint import weights_fingerprint
 from lighthubert_hf.model.front_end import receptive_field
 from lighthubert_hf.model.search_space import Subnet
@@ -143,4 +143,4 @@ def _takes_normalised(name: str, revision: str | None) -> bool:
     options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
     if not any(cached_file(name, file, **options) for file in (PREPROCESSOR, PROCESSOR)):
         return True
-    return bool(AutoFeatureExtractor.from_pretrained(name, revision=revision).do_normalize)
+    return bool(load_feature_extractor(name, revision).do_normalize)

@@ -1,5 +1,6 @@
 """Vocabulary, processor and the rows that CTC can align."""
 
+import json
 import math
 
 import numpy as np
@@ -97,4 +98,22 @@ def test_a_saved_processor_reads_back_and_others_find_the_feature_extractor(tmp_
     processor.feature_extractor.do_normalize = False
     processor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="do_normalize=False"):
+        load_processor(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "tokenizer_config.json", "processor_config.json"])
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", "\0" * 9, "[" * 9999, '{"a": "b", "c": "d"}'])
+def test_a_damaged_file_of_a_vocabulary_is_named(tmp_path, name, damage):
+    PROCESSOR.save_pretrained(tmp_path)
+    (tmp_path / name).write_text(damage)
+    with pytest.raises((ValueError, OSError), match=str(tmp_path)) as error:
+        load_processor(str(tmp_path))
+    assert type(error.value).__name__ != "JSONDecodeError"
+
+
+def test_two_units_of_one_number_are_no_vocabulary(tmp_path):
+    PROCESSOR.save_pretrained(tmp_path)
+    units = json.loads((tmp_path / "vocab.json").read_text())
+    (tmp_path / "vocab.json").write_text(json.dumps(units | {"a": units["b"]}))
+    with pytest.raises(ValueError, match="its vocabulary does not give each unit a number of its own"):
         load_processor(str(tmp_path))
