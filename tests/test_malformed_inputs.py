@@ -167,6 +167,8 @@ DATABASES = {
     "no JSON": _change("UPDATE trial_user_attributes SET value_json = '{'"),
     "other names": _change("UPDATE trial_user_attributes SET key = 'x' || trial_user_attribute_id"),
     "other distributions": _change("UPDATE trial_params SET distribution_json = '{}'"),
+    "another score": _change("UPDATE trial_values SET value = value + 1 WHERE trial_value_id = 1"),
+    "another choice": _change("UPDATE trial_params SET param_value = 1 - param_value WHERE param_id = 1"),
     "other version": _change("UPDATE alembic_version SET version_num = 'x'"),
 }
 

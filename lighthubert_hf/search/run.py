@@ -150,8 +150,10 @@ def check_settings(
     unknown = set(algorithms) - {EVOLUTIONARY, RANDOM}
     if unknown or not algorithms:
         raise ValueError(f"algorithms must be of {EVOLUTIONARY!r} and {RANDOM!r}, got {list(algorithms)}")
-    if not 2 <= population_size <= MOST_TRIALS:
-        raise ValueError(f"population_size must be from 2 to {MOST_TRIALS:,}, got {population_size}")
+    if population_size < 2:
+        raise ValueError(f"population_size must be at least 2, got {population_size}")
+    if population_size > MOST_TRIALS:
+        raise ValueError(f"population_size must be at most {MOST_TRIALS:,}, got {population_size}")
     least = 2 * population_size if EVOLUTIONARY in algorithms else 1
     if trials < least:
         raise ValueError(

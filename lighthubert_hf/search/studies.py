@@ -19,7 +19,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 from tqdm.auto import tqdm
 
-from lighthubert_hf.files import WriteError
+from lighthubert_hf.files import WriteError, data_checksum
 from lighthubert_hf.model.search_space import Subnet
 
 from .costs import Limits
@@ -124,7 +124,9 @@ class Studies:
                 trial.set_constraint(name, excess)
             score = self._score_of_others(trial, subnet)
             score = self._finite_score(subnet) if score is None else score
-            study.tell(trial, [score, *(cost(subnet) for cost in self.objectives.values())])
+            values = [score, *(float(cost(subnet)) for cost in self.objectives.values())]
+            trial.set_user_attr("checksum", _checksum(subnet.key, trial.params, values))
+            study.tell(trial, values)
         except BaseException:  # Ctrl-C too: the next process shall draw this one again
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             raise
@@ -272,11 +274,19 @@ def _read_all(folder: Path) -> list[Study]:
             if "settings" in study.user_attrs and not isinstance(study.user_attrs["settings"], dict):
                 raise TypeError("settings")
             for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-                if not (isinstance(trial.user_attrs["key"], str) and isinstance(trial.user_attrs["subnet"], str)):
+                known = trial.user_attrs
+                if not (isinstance(known["key"], str) and isinstance(known["subnet"], str)):
                     raise TypeError(f"trial {trial.number}")
+                if known.get("checksum") != _checksum(known["key"], trial.params, trial.values):
+                    raise ValueError(f"trial {trial.number} is not what was written")
     except (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
         raise ValueError(_damaged(folder, " ".join(f"{type(error).__name__} {error}".split()))) from None
     return studies
+
+
+def _checksum(key: str, params: dict[str, Any], values: Sequence[float]) -> str:
+    """Of what a trial found. SQLite has none of its own."""
+    return data_checksum([key, params, list(values)])
 
 
 def _is_made_here(path: Path) -> bool:
