@@ -1,7 +1,8 @@
 """From a supernet to a model folder, and from a model or a folder to the Hub."""
 
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,22 @@ def push_folder(
     with tempfile.TemporaryDirectory() as name:
         target = Path(name)
         options = {"card": card, "token": token, "include": include}
+        check_still_there = _same_folder(folder)
         left_out, defaults = prepare(folder, target, upload.full_id(), link=True, **options)
-        return PushResult(upload.full_id(), file_names(target), left_out, upload.push(target, defaults))
+        commit = upload.push(target, defaults, check=check_still_there)
+        return PushResult(upload.full_id(), file_names(target), left_out, commit)
+
+
+def _same_folder(folder: str | Path) -> Callable[[], None]:
+    """A function that raises if another folder has taken the place of this one meanwhile, as a command that writes one
+    does: some files would be of the old one, and some of the new."""
+    before = os.stat(folder) if os.path.isdir(folder) else None
+
+    def check() -> None:
+        if before is not None and not (os.path.isdir(folder) and os.path.samestat(before, os.stat(folder))):
+            raise PublishingError(f"{folder} was replaced while it was read; nothing was published, push it again")
+
+    return check
 
 
 def check_folder(
@@ -142,6 +157,7 @@ def prepare(
     include: Sequence[str] = (),
 ) -> tuple[dict[str, str], frozenset[str]]:
     """Put what is to be uploaded into `target`. Returns what is left out, and which files are only defaults."""
+    check_still_there = _same_folder(folder)
     try:
         left_out = stage(folder, target, link=link, include=include)
         check_no_secrets(Path(folder), secret(token))  # what is left out, too: whoever keeps one there should know
@@ -153,6 +169,7 @@ def prepare(
         message = " ".join(str(error).split()).replace(str(target), str(folder))
         raise kind(message if str(folder) in message else f"{folder}: {message}") from None
     check_no_secrets(target, secret(token))
+    check_still_there()
     return left_out, defaults
 
 

@@ -80,15 +80,24 @@ class Upload:
                 self._full_id = f"{retried(self.api.whoami)['name']}/{self.repo_id}"
         return self._full_id
 
-    def push(self, folder: Path, defaults: frozenset[str] = frozenset()) -> CommitInfo:
+    def push(
+        self, folder: Path, defaults: frozenset[str] = frozenset(), check: Callable[[], None] = lambda: None
+    ) -> CommitInfo:
         """Create the repository if there is none, and commit the files of `folder`.
 
         Args:
             defaults: files of `folder` that give way to what the repository has.
+            check: raises if the files, once they were read, are not to be committed after all.
         """
+
+        def operations(remote: frozenset[str]) -> list:
+            changes = self._operations(folder, defaults, remote)
+            check()  # the client has read all of them, for their checksums
+            return changes
+
         with one_line_errors(self.full_id(), self.token):
             self._create()
-            return self.commit(lambda remote: self._operations(folder, defaults, remote))
+            return self.commit(operations)
 
     def _create(self) -> None:
         retried(lambda: self.api.create_repo(self.full_id(), private=self.private, exist_ok=True))

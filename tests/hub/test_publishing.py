@@ -12,6 +12,7 @@ from safetensors.torch import load, load_file
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 from lighthubert_hf import LightHubertForCTC
+from lighthubert_hf.hub import publishing, upload
 from lighthubert_hf.hub.card import CardFacts
 from lighthubert_hf.hub.folder import save_model_folder
 from lighthubert_hf.hub.publishing import push_folder, push_model
@@ -428,3 +429,20 @@ def test_facts_given_at_the_push_reach_the_card(hub, folder):
     push_folder(folder, REPO, card=facts)
     assert "0.125" in published(hub)["README.md"].decode()
     assert load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("moment", ["stage", "_create"])
+def test_a_folder_that_is_replaced_meanwhile_is_never_published_in_parts(hub, folder, model, monkeypatch, moment):
+    place = publishing if moment == "stage" else upload.Upload
+    run = getattr(place, moment)
+
+    def replaced(*args, **kwargs):
+        done = run(*args, **kwargs)
+        save_model_folder(another(model), folder, overwrite=True)
+        return done
+
+    monkeypatch.setattr(place, moment, replaced)
+    with pytest.raises(PublishingError, match="was replaced while it was read; nothing was published"):
+        push_folder(folder, REPO)
+    monkeypatch.undo()
+    assert not hub.store.repos or [commit.title for commit in commits(hub)] == ["initial commit"]
