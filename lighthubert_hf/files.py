@@ -357,7 +357,9 @@ def _failure(error: Exception, new: Path, path: Path) -> tuple[str] | None:
         return (_unwritten(path, "the disk, or what may be used of it, is full"),) if full else None
     if error.errno is None:
         return None
-    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
+    # Of a copy, the second name is where to.
+    names = [os.fsdecode(name) for name in (error.filename2, error.filename) if isinstance(name, str | bytes)]
+    name = next(iter(names), None)
     if name is None and error.errno in _OF_THE_DISK:
         return (_unwritten(path, error.strerror),)
     if name is not None and (name == str(new) or name.startswith(f"{new}{os.sep}")):

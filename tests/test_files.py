@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -158,6 +159,7 @@ WRITERS = {
     "safetensors": lambda path: save_file({"weight": torch.zeros(25_000)}, path),
     "torch": lambda path: torch.save(torch.zeros(25_000), path),
     "torch-open": lambda path: torch.save(torch.zeros(25_000), path.open("wb")),
+    "copy": lambda path: shutil.copyfile(torch.nn.functional.__file__, path),
 }
 
 

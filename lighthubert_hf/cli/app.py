@@ -49,6 +49,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt as interrupt:
+        _end_progress_bars()
         if int(os.environ.get("RANK", "0")) == 0:
             where = str(interrupt) or "interrupted; the same command goes on where it can"
             typer.echo(f"lighthubert: {where}", err=True)
@@ -61,6 +62,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("LIGHTHUBERT_TRACEBACK"):
             raise
+        _end_progress_bars()
         if isinstance(error, _user_errors()):
             typer.echo(f"lighthubert: {_one_line(error)}", err=True)
             sys.exit(2)
@@ -70,6 +72,15 @@ def main() -> None:
             err=True,
         )
         sys.exit(1)
+
+
+def _end_progress_bars() -> None:
+    """Or what is said next stands behind one, on its line."""
+    if "tqdm" in sys.modules:
+        from tqdm.auto import tqdm
+
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
