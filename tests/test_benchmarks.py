@@ -58,3 +58,43 @@ def test_every_program_is_listed():
     programs = {path.name for path in FOLDER.glob("*.py")} - {"contenders.py"}
     listed = (FOLDER / "README.md").read_text()
     assert [name for name in programs if f"benchmarks/{name}" not in listed] == []
+
+
+@pytest.fixture
+def attempts(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER / "reliability"))
+    return importlib.import_module("attempts")
+
+
+SAFE = (2).to_bytes(8, "little") + b"{}" + bytes(8)
+
+
+@pytest.mark.parametrize(
+    ("name", "sound", "changed", "reason"),
+    [
+        ("m.safetensors", SAFE, SAFE[:-1] + b"\1", "other weights"),
+        ("m.safetensors", SAFE, SAFE[:8] + b"[]" + SAFE[10:], None),
+        ("m.safetensors", SAFE, SAFE[:-1], None),
+        ("a.flac", bytes(60), b"\1" + bytes(59), "other values"),
+        ("a.flac", bytes(60), bytes(59) + b"\1", None),
+        ("c.json", b'{"a": 1, "b": "x"}', b'{"a": 2, "b": "y"}', "other values"),
+        ("c.json", b'{"a": 1}', b'{"b": 1}', None),
+        ("c.json", b'{"a": 1}', b'{"a":  1}', None),
+        ("c.json", b'{"a": 1}', b'{"a": "1"}', None),
+        ("c.json", b'{"a": 1}', b"{", None),
+        ("r.yaml", b"a: {b: 1}", b"a: {b: 2}", "other values"),
+        ("d.jsonl", b'{"a": 1}\n{"a": 2}\n', b'{"a": 1}\n', None),
+        ("README.md", b"word", b"wird", "other values"),
+        ("study.db", b"word", b"wird", None),
+    ],
+)
+def test_what_nothing_can_see_is_told_by_the_place(attempts, tmp_path, name, sound, changed, reason):
+    (tmp_path / name).write_bytes(changed)
+    assert attempts.unseeable(tmp_path / name, sound) == reason
+
+
+def test_an_attempt_is_a_process_of_its_own(attempts, monkeypatch, tmp_path):
+    assert attempts.attempt(("--version",)).status == 0
+    end = attempts.attempt(("extract", str(tmp_path / "none"), str(tmp_path / "out")))
+    assert end.is_one_line, end
+    assert attempts.attempt(("--version",), kill_after=0.0).status is None
