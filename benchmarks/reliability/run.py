@@ -135,7 +135,11 @@ def changed_inputs(trials: Trials, rng: random.Random) -> None:
     with trials.workplace():
         if command.state == ():
             trials.bring(command, begun=False)
-        file = rng.choice(files_below(command.inputs))
+        files = files_below(command.inputs)
+        if not command.name.startswith("push"):
+            files = [file for file in files if file.suffix not in (".md", ".svg", ".py")]  # which nobody reads
+        suffix = rng.choice(sorted({file.suffix for file in files}))  # or recordings, which are many, are all that is
+        file = rng.choice([file for file in files if file.suffix == suffix])
         before = contents(Path())
         kind, at = mutate(file, rng)
         trials.judge(

@@ -8,7 +8,14 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lighthubert_hf.metrics import DiarizationErrorRate
-from lighthubert_hf.training.tasks.diarization import MEDIAN_FRAMES, THRESHOLD, frame_activity, median_filter, pit_bce
+from lighthubert_hf.training.tasks.diarization import (
+    MEDIAN_FRAMES,
+    MOST_SPEAKERS,
+    THRESHOLD,
+    frame_activity,
+    median_filter,
+    pit_bce,
+)
 
 from .heads import Diarizer
 from .splits import Utterance
@@ -21,6 +28,11 @@ class SpeakerDiarization(Task):
 
     def prepare(self, rows: list[dict[str, Any]]) -> None:
         self.num_speakers = max(len(self._speakers(row)) for row in rows)
+        if self.num_speakers > MOST_SPEAKERS:
+            raise ValueError(
+                f"a recording of {self.data.title} has {self.num_speakers} speakers, and at most {MOST_SPEAKERS} are "
+                "told apart; leave it out of the data"
+            )
 
     def _speakers(self, row: dict[str, Any]) -> list[Any]:
         return sorted({segment["speaker"] for segment in self.column(row, "segments")})

@@ -10,6 +10,7 @@ from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 # SUPERB tries thresholds of 0.3 to 0.7 and filters of 1 and 11 frames on the test set; here both are fixed beforehand.
 THRESHOLD, MEDIAN_FRAMES = 0.5, 11
+MOST_SPEAKERS = 6  # the loss tries all their orders, 720 of six
 
 
 def frame_activity(

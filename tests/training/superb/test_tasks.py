@@ -151,6 +151,12 @@ def test_activity_is_where_a_frame_looks():
     assert activity[:, 0].tolist() == (middles >= 0.15).astype(int).tolist()
 
 
+def test_more_speakers_than_orders_can_be_tried_of_are_named():
+    row = {"segments": [{"speaker": str(number), "start": 0.0, "end": 1.0} for number in range(12)]}
+    with pytest.raises(ValueError, match=r"a recording of planted has 12 speakers, and at most 6"):
+        PROBED["sd"](TaskData(path="planted"), [row], SIZES, FRAME)
+
+
 def test_median_filter_drops_what_is_shorter_than_half_of_it():
     activity = torch.zeros(40, 2)
     activity[5:10, 0], activity[20:30, 1] = 1, 1
