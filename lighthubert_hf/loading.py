@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from .devices import choose_device
+from .files import read_object
 from .weights import INDEX, WEIGHTS, WeightsError, check_finite, check_floating, some, stored_tensors, weight_files
 
 if TYPE_CHECKING:  # imported when used: the command line starts without transformers
@@ -248,8 +249,6 @@ def load_speech_processor(name: str | Path) -> Any:
         ValueError: One of its files is damaged, or its vocabulary is no list of different numbers.
     """
     from transformers import Wav2Vec2Processor
-
-    from .files import read_object
 
     try:
         processor = Wav2Vec2Processor.from_pretrained(name)
