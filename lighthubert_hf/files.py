@@ -61,7 +61,7 @@ def replacing_file(path: str | os.PathLike, *, sync: bool = True) -> Iterator[Pa
     path = _resolved(path)
     if path.exists() and not path.is_file():
         raise WriteError(f"{path} is {'a folder' if path.is_dir() else 'no ordinary file'}; give the name of a file")
-    with _folder_beside(path) as folder, _named_errors(folder, path):
+    with _folder_beside(path) as folder, _named_errors(folder, path, path.parent):
         new = folder / path.name
         yield new
         if not new.is_file():
@@ -331,20 +331,26 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _named_errors(new: Path, path: Path) -> Iterator[None]:
-    """Turn what fails about the disk into a [`WriteError`] with the name that the user knows."""
+def _named_errors(new: Path, path: Path, home: Path | None = None) -> Iterator[None]:
+    """Turn what fails about the disk into a [`WriteError`] with the name that the user knows.
+
+    Args:
+        new: the hidden folder that is written to.
+        path: what is written.
+        home: where what lies in `new` will lie; by default in `path`.
+    """
     try:
         yield
     except WriteError as error:  # of something inside the folder, which is called otherwise for the user
         raise WriteError(str(error).replace(str(new), str(path))) from error
     except (OSError, SafetensorError, RuntimeError) as error:
-        failure = _failure(error, new, path)
+        failure = _failure(error, new, path, home or path)
         if failure is None:
             raise
         raise WriteError(*failure) from error
 
 
-def _failure(error: Exception, new: Path, path: Path) -> tuple[str] | None:
+def _failure(error: Exception, new: Path, path: Path, home: Path) -> tuple[str] | None:
     """What to say of an error of writing; `None` if it is about something else."""
     if isinstance(error, SafetensorError):
         reason = str(error).partition("I/O error: ")[2].partition(" (os error")[0]
@@ -352,7 +358,7 @@ def _failure(error: Exception, new: Path, path: Path) -> tuple[str] | None:
     if isinstance(error, RuntimeError):  # how torch.save fails: given an open file, or given a path
         cause = error.__context__
         if isinstance(cause, OSError):
-            return _failure(cause, new, path)
+            return _failure(cause, new, path, home)
         full = "inline_container.cc" in str(error) and "unexpected pos" in str(error)
         return (_unwritten(path, "the disk, or what may be used of it, is full"),) if full else None
     if error.errno is None:
@@ -363,7 +369,7 @@ def _failure(error: Exception, new: Path, path: Path) -> tuple[str] | None:
     if name is None and error.errno in _OF_THE_DISK:
         return (_unwritten(path, error.strerror),)
     if name is not None and (name == str(new) or name.startswith(f"{new}{os.sep}")):
-        return (_unwritten(path / Path(name).relative_to(new), error.strerror),)
+        return (_unwritten(home / Path(name).relative_to(new), error.strerror),)
     return None
 
 
