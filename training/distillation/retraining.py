@@ -13,8 +13,10 @@ from lighthubert_hf.training.runs.run_folder import MODEL, RECIPE
 from .recipe import DistillationRecipe
 
 PARETO = "pareto.json"
-# Of the supernet's rate, whose weights are trained already: that of the recipes `lighthubert-small`, `retrain-subnet`.
-RATE = 0.4
+# The subnet's own prediction head is fitted on so many seconds, before it is trained: that of the supernet serves all.
+_HEAD_SECONDS = 60.0
+# From the supernet's rate down to nothing.
+_SCHEDULE = {"kind": "linear", "warmup": 0.1, "final_scale": 0.0}
 # What a run does every so many steps, it does in a tenth of the steps as often.
 _EVERY = ("validation", "checkpoint", "logging")
 
@@ -63,9 +65,9 @@ def retraining_recipe(
             "revision": revision,
             "subnet": chosen.to_dict(),
             "freeze_front_end": data["student"]["freeze_front_end"],
+            "fit_head_on": _HEAD_SECONDS if data["objective"]["name"] == "lighthubert" else None,
         },
-        "optimizer": data["optimizer"] | {"lr": RATE * data["optimizer"]["lr"]},
-        "schedule": {"kind": "linear"},
+        "schedule": _SCHEDULE,
     }
     data["training"]["steps"] = max(1, round(share * data["training"]["steps"]))
     for section in _EVERY:

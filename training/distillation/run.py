@@ -17,7 +17,6 @@ from lighthubert_hf.extras import require, require_trackers
 from lighthubert_hf.hub.card import CardFacts, teacher_license
 from lighthubert_hf.hub.folder import load_facts
 from lighthubert_hf.loading import load
-from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.training.audio.batching import AudioLoader, Batch, training_loader, validation_loader
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.runs.checkpoints import checkpoint_folder, rotate
@@ -37,7 +36,7 @@ from .optimizer import flatten_optimizer, make_optimizer, restore_optimizer
 from .progress import TrainingLog
 from .recipe import DistillationRecipe
 from .sampler import StepSubnets
-from .start import new_student
+from .start import first_batches, new_student
 from .step import DistillationModel, StepResult, TrainingStep
 from .teacher import DTYPES, Teacher, load_teacher
 from .validation import evaluate, validation_subnets
@@ -171,8 +170,9 @@ class _Run:
         self.loader: AudioLoader = training_loader(training, seed=recipe.seed, **shared, **options)
         if not self.state and recipe.student.fit_head_on:
             if self.accelerator.is_main_process:
-                alone = training_loader(training, seed=recipe.seed, **shared | {"num_workers": 0}, **options)
-                fit_head(self.model, _first(alone, recipe.student.fit_head_on), seed=recipe.seed)
+                enough = recipe.student.fit_head_on
+                heard = first_batches(recipe, training, self.accelerator, enough, equal_lengths)
+                fit_head(self.model, heard, seed=recipe.seed)
             broadcast_parameters(self.step.parameters)
         if self.state:
             self.loader.load_states(self.state.data)
@@ -320,14 +320,3 @@ def _take(batches, number: int, state: dict[str, Any]) -> tuple[list[Batch], dic
         batch, state = entry
         taken.append(batch)
     return taken, state
-
-
-def _first(loader: AudioLoader, seconds: float) -> list[Batch]:
-    """The batches of the first `seconds` of audio."""
-    batches = []
-    for batch, _ in loader:
-        batches.append(batch)
-        seconds -= float(batch["attention_mask"].sum()) / SAMPLING_RATE
-        if seconds <= 0:
-            break
-    return batches

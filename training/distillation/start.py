@@ -1,6 +1,6 @@
 """The student that a run begins with: built, its parts ordered on training audio, the same on all processes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from lighthubert_hf import LightHubertForPreTraining
 from lighthubert_hf.preprocessing import SAMPLING_RATE
-from lighthubert_hf.training.audio.batching import training_loader
+from lighthubert_hf.training.audio.batching import Batch, training_loader
 from lighthubert_hf.training.audio.sources import AudioSource
 
 from .channel_order import order_channels
@@ -45,18 +45,31 @@ def new_student(
     return build_student(recipe.student, teacher, recipe.seed, order if ordered else None)
 
 
+def first_batches(
+    recipe: DistillationRecipe,
+    sources: Sequence[AudioSource],
+    accelerator: Accelerator,
+    enough: float,
+    equal_lengths: bool = False,
+) -> Iterator[Batch]:
+    """The first process's training audio from its beginning, until it is `enough` seconds."""
+    options = recipe.data.model_dump(exclude={"sources", "synthetic_minutes"})
+    options |= {"num_workers": 0, "equal_lengths": equal_lengths}
+    loader = training_loader(list(sources), seed=recipe.seed, rank=0, world_size=accelerator.num_processes, **options)
+    seconds = 0.0
+    for batch, _ in loader:
+        yield batch
+        seconds += float(batch["attention_mask"].sum()) / SAMPLING_RATE
+        if seconds >= enough:
+            return
+
+
 def _first_audio(
     recipe: DistillationRecipe, sources: Sequence[AudioSource], accelerator: Accelerator, enough: float
 ) -> list[torch.Tensor]:
-    """The first `enough` seconds of the first process's training audio."""
-    options = recipe.data.model_dump(exclude={"sources", "synthetic_minutes"})
-    options |= {"num_workers": 0, "equal_lengths": bool(recipe.data.equal_lengths)}
-    loader = training_loader(list(sources), seed=recipe.seed, rank=0, world_size=accelerator.num_processes, **options)
-    waveforms, seconds = [], 0.0
-    for batch, _ in loader:
+    """The same as waveforms, `(samples,)` each."""
+    waveforms = []
+    for batch in first_batches(recipe, sources, accelerator, enough, bool(recipe.data.equal_lengths)):
         for row, mask in zip(batch["input_values"], batch["attention_mask"], strict=True):
             waveforms.append(row[: int(mask.sum())].to(accelerator.device))
-            seconds += len(waveforms[-1]) / SAMPLING_RATE
-        if seconds >= enough:
-            break
     return waveforms

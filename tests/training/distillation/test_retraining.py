@@ -41,7 +41,15 @@ def search(run, tmp_path):
 
 def test_the_command_retrains_and_goes_on(run, search):
     output = search / "retrained"
-    arguments = ["retrain", str(search), str(output), "--subnet", "tiny-a", "data.batch_seconds=2"]
+    arguments = [
+        "retrain",
+        str(search),
+        str(output),
+        "--subnet",
+        "tiny-a",
+        "data.batch_seconds=2",
+        "student.fit_head_on=2",
+    ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(output / "model")
@@ -60,7 +68,7 @@ def test_what_is_taken_over(run, tmp_path):
         for name in ("teacher", "objective", "masking", "data", "seed"):
             assert getattr(made, name) == getattr(run, name)
         assert (made.training.steps, made.checkpoint.every, made.logging.every) == (10, 10, 7)
-        assert made.optimizer == run.optimizer.model_copy(update={"lr": 0.4 * run.optimizer.lr})
+        assert made.optimizer == run.optimizer and made.schedule.final_scale == 0
         assert made.deep_targets is None and made.sampler.kind == "random"
         assert made.student.subnet.hidden_size == 16 and made.student.init == f"{run.output_dir}/model"
 
