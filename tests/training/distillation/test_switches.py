@@ -28,7 +28,7 @@ SWITCHES = {
         "subspaces": [{"hidden_size": [16]}, {"hidden_size": [24, 32], "weight": 2.0}],
         "width_exponent": 0.5,
     },
-    "deep_targets": {"share": 0.5, "layers": [2, 4]},
+    "deep_targets": {"share": 0.75, "layers": [2, 4]},
     "averaging": {"share": 0.75},
     "schedule": {"kind": "cosine", "final_scale": 0.0},
     "optimizer": {"lr": 1e-2},
@@ -39,11 +39,11 @@ SWITCHES = {
 
 @pytest.fixture(scope="module")
 def runs(make_recipe, tmp_path_factory, tiny_corpus):
-    """The same run three times: at a stretch, killed among the deep targets, killed while it averages."""
+    """The same run twice: at a stretch, and killed while it has deep targets and averages."""
     held_out = {"sources": [{"path": str(tiny_corpus), "split": "validation"}], "every": 3, "batch_seconds": 2}
     held_out |= {"crop_seconds": 1, "num_random": 0, "max_examples": 4}
     recipes = {}
-    for name, step in (("whole", None), ("first", 1), ("then", 3)):
+    for name, step in (("whole", None), ("killed", 2)):
         recipe = make_recipe(tmp_path_factory.mktemp("switches") / name, validation=held_out, **SWITCHES)
         distill(recipe, show_progress=False)
         if step:
@@ -58,11 +58,10 @@ def weights(recipe, of: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.numerical
-@pytest.mark.parametrize("name", ["first", "then"])
-def test_interrupted_runs_end_as_whole_ones(runs, name):
-    whole, other = (weights(runs[one], "model") for one in ("whole", name))
+def test_an_interrupted_run_ends_as_a_whole_one(runs):
+    whole, other = (weights(recipe, "model") for recipe in runs.values())
     assert whole.keys() == other.keys() and all(torch.equal(whole[key], other[key]) for key in whole)
-    logs = [read_log(Path(runs[one].output_dir) / "log.jsonl") for one in ("whole", name)]
+    logs = [read_log(Path(recipe.output_dir) / "log.jsonl") for recipe in runs.values()]
     for entry in (entry for log in logs for entry in log):
         entry.pop("audio_per_second", None)
     assert logs[0] == logs[1]
