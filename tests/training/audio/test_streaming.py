@@ -41,7 +41,7 @@ def texts_of(stream, number=None, state=None):
 
 def test_items_are_what_a_model_takes(shards):
     example = next(iter(make_stream(shards[0], shuffle=False)))
-    assert set(example) == {"id", "input_values", "text", "num_samples"}
+    assert set(example) == {"id", "path", "input_values", "text", "num_samples"}
     assert (example["id"], example["text"]) == ("0:0:0", "0-0")
     values = example["input_values"]
     assert values.dtype == np.float32
