@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm.auto import tqdm
 from transformers import HubertConfig, HubertModel
 
 from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace, Subnet
 from lighthubert_hf.costs.measuring import MATMUL_FLOP, describe_machine, matmul_contender
 from lighthubert_hf.model.extraction import subnet_config
+from lighthubert_hf.progress import progress_bar
 
 SAMPLING_RATE = 16_000
 MATMUL = "matmul"
@@ -95,7 +95,7 @@ def measure(
     """Milliseconds of every run of every contender and of a plain matrix product, all in turn; two rounds warm up."""
     contenders = {MATMUL: matmul_contender(torch.device("cpu"), torch.float32)} | contenders
     times = {name: [] for name in contenders}
-    for index in tqdm(range(rounds + 2), "measuring", file=sys.stderr):
+    for index in progress_bar(range(rounds + 2), "measuring", unit="rounds"):
         for name, run in contenders.items():
             start = clock()
             run()

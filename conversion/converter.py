@@ -99,7 +99,7 @@ def convert(
         )
     check_free(output, str(source), overwrite)
     space = None if search_space is None else read_space(search_space)
-    path = resolve(source, revision)
+    path = resolve(source, revision, "checkpoint")
     try:
         if to_original:
             return _to_original(path, output, str(source), verify, overwrite)

@@ -24,6 +24,7 @@ from lighthubert_hf.preprocessing import SAMPLING_RATE
 from .checkpoints.errors import ConversionError, first_line, listed
 from .checkpoints.reading import read_json
 from .checkpoints.writing import file_written_beside
+from .sources import resolve
 from .verification import probe_waveform
 
 # Classes that are exported, and the output that is.
@@ -95,14 +96,20 @@ class _OneOutput(nn.Module):
 
 
 def export_onnx(
-    model_folder: str | Path, output: str | Path, *, int8: bool = False, overwrite: bool = False
+    model_folder: str | Path,
+    output: str | Path,
+    *,
+    int8: bool = False,
+    revision: str | None = None,
+    overwrite: bool = False,
 ) -> OnnxReport:
     """Export a static model, with batch size and length left open, and compare it with PyTorch at several of each.
 
     Args:
-        model_folder: an extracted subnet, bare or with a CTC or classification head.
+        model_folder: folder or Hub id of an extracted subnet, bare or with a CTC or classification head.
         output: the file to write; must not exist yet, unless `overwrite`.
         int8: quantise the weights of the matrix products, dynamically. What that costs and gains is measured.
+        revision: branch, tag or commit, of a model on the Hub.
         overwrite: replace a file that is there.
 
     Raises:
@@ -110,8 +117,8 @@ def export_onnx(
         FileNotFoundError, ConversionError: if there is no such model, or the file computes something else.
     """
     require("onnx", what="exporting to ONNX")
-    folder, output = Path(model_folder), Path(output)
-    model, name = _load(folder)
+    folder, output = resolve(model_folder, revision), Path(output)
+    model, name = _load(folder, str(model_folder))
     batches = _batches(model)
     with file_written_beside(output, folder, overwrite) as new, scratch_folder(output) as scratch:
         exact = scratch / "exact.onnx" if int8 else new
@@ -141,18 +148,18 @@ def export_onnx(
     )
 
 
-def _load(folder: Path) -> tuple[nn.Module, str]:
-    """The model in `folder` and the name of its output."""
+def _load(folder: Path, called: str) -> tuple[nn.Module, str]:
+    """The model in `folder`, which the user called so, and the name of its output."""
     data = read_json(folder / "config.json")
     classes = {cls.__name__: cls for cls in _OUTPUTS}
     architecture = (data.get("architectures") or ["LightHubertModel"])[0]
     if data.get("search_space") is not None:
         raise ConversionError(
-            f"{folder} holds a supernet; extract a subnet first: lighthubert extract {folder} SUBNET"
+            f"{called} holds a supernet; extract a subnet first: lighthubert extract {called} SUBNET"
         )
     if data.get("model_type") != "lighthubert" or architecture not in classes:
         raise ConversionError(
-            f"{folder} holds a {data.get('model_type')!r} model, {architecture}; exported are {listed(classes)}"
+            f"{called} holds a {data.get('model_type')!r} model, {architecture}; exported are {listed(classes)}"
         )
     cls = classes[architecture]
     return load(cls, folder, dtype=torch.float32).model, _OUTPUTS[cls]

@@ -15,6 +15,7 @@ from .checkpoints.errors import ConversionError
 from .checkpoints.reading import read_json
 from .checkpoints.writing import check_free
 from .converter import ConversionReport
+from .sources import resolve
 from .verification import Outputs, largest_difference, probe_waveform
 
 # Heads that transformers' HuBERT has, too. Others are left out.
@@ -22,34 +23,41 @@ _HEADS = {cls.__name__: cls for cls in (LightHubertForCTC, LightHubertForSequenc
 
 
 def save_plain_hubert(
-    model_folder: str | Path, output: str | Path, *, verify: bool = True, overwrite: bool = False
+    model_folder: str | Path,
+    output: str | Path,
+    *,
+    verify: bool = True,
+    revision: str | None = None,
+    overwrite: bool = False,
 ) -> ConversionReport:
-    """Write the static model in `model_folder` as a folder that transformers' HuBERT loads without this package.
+    """Write the static model `model_folder` as a folder that transformers' HuBERT loads without this package.
 
     An encoder becomes a `HubertModel`, what recognises a `HubertForCTC`, what classifies a
     `HubertForSequenceClassification`. Feature extractor and tokenizer go with it; that is what s3prl's
     `hf_hubert_custom` and pipelines read.
 
     Args:
-        model_folder: a LightHuBERT that was extracted from a supernet, fine-tuned or not, and its feature extractor.
-            A head that transformers' HuBERT has not is left out.
+        model_folder: folder or Hub id of a LightHuBERT that was extracted from a supernet, fine-tuned or not, and its
+            feature extractor. A head that transformers' HuBERT has not is left out.
         output: the folder to write; must not exist yet (an empty one may), unless `overwrite`.
         verify: compare both models' outputs on audio.
+        revision: branch, tag or commit, of a model on the Hub.
         overwrite: replace another model in `output`. One made from the same source is replaced in any case then.
 
     Raises:
         FileNotFoundError: if `model_folder` is incomplete.
         ValueError: if no plain HuBERT can compute the same, or `output` exists.
     """
-    folder, output = Path(model_folder), Path(output)
+    folder, output = resolve(model_folder, revision), Path(output)
     if not overwrite:
         check_free(output)
     data = read_json(folder / "config.json")
     if data.get("model_type") != "lighthubert":
-        raise ConversionError(f"{folder} holds a {data.get('model_type')!r} model, not a LightHuBERT")
+        raise ConversionError(f"{model_folder} holds a {data.get('model_type')!r} model, not a LightHuBERT")
     if data.get("search_space") is not None:
         raise ConversionError(
-            f"{folder} holds a supernet; `lighthubert extract {folder} OUTPUT --plain-hubert` takes a subnet out of it"
+            f"{model_folder} holds a supernet; `lighthubert extract {model_folder} OUTPUT --plain-hubert` takes a "
+            "subnet out of it"
         )
     read_json(folder / "preprocessor_config.json")
     cls = _HEADS.get((data.get("architectures") or [""])[0], LightHubertModel)

@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 
-from .checkpoints.errors import ConversionError, first_line
+from lighthubert_hf.absent import absent, is_hub_name
+
+from .checkpoints.errors import ConversionError
 
 # What the HTTP library raises that huggingface_hub uses at present, when the Hub cannot be reached.
 _HTTP_ERROR = HfHubHTTPError.__bases__[0]
@@ -14,16 +16,17 @@ _HTTP_ERROR = HfHubHTTPError.__bases__[0]
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(:(?P<file>[\w./-]+))?")
 
 
-def resolve(source: str | Path, revision: str | None = None) -> Path:
+def resolve(source: str | Path, revision: str | None = None, what: str = "model") -> Path:
     """The file or folder that `source` names, fetched if it is on the Hub.
 
     Args:
         source: a file, a folder, `owner/name` on the Hub, or `owner/name:file.pt` where the repository holds several.
         revision: branch, tag or commit on the Hub.
+        what: what messages call it.
 
     Raises:
-        FileNotFoundError: if there is no such file or folder, and it is no Hub id.
-        ConversionError: if the Hub does not have it or cannot be reached, or the repository holds several checkpoints.
+        FileNotFoundError: if it is neither here nor on the Hub, or the Hub cannot be reached.
+        ConversionError: if the repository holds several checkpoints.
     """
     path = Path(source)
     if path.exists():
@@ -31,14 +34,17 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
             raise ConversionError(f"{source} is here, not on the Hub, and has no revision {revision!r}; leave it out")
         return path
     match = _HUB_ID.fullmatch(str(source))
-    if match is None:
-        raise FileNotFoundError(f"there is no file or folder {source}, and it is no Hub id (owner/name[:file])")
+    if match is None or not is_hub_name(match["repo"]):
+        raise absent(what, source)
     try:
         return _fetch(match["repo"], match["file"], revision)
-    except (_HTTP_ERROR, OSError) as error:
-        raise ConversionError(
-            f"there is no file or folder {source}, and the Hub did not give it: {first_line(error)}"
+    except RemoteEntryNotFoundError:
+        name = match["file"] or what
+        raise FileNotFoundError(
+            f"the repository {match['repo']} on the Hub holds no {name}; check the name and the revision"
         ) from None
+    except (_HTTP_ERROR, OSError) as error:
+        raise absent(what, match["repo"], error, revision=revision) from None
 
 
 def _fetch(repo: str, file: str | None, revision: str | None) -> Path:

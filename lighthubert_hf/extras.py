@@ -6,7 +6,8 @@ Without torch: the command line asks before it imports anything heavy.
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 from urllib.request import url2pathname
@@ -48,6 +49,16 @@ def require(*extras: str, what: str) -> None:
     if absent:
         needed = [extra for extra in extras if set(EXTRAS[extra]) & set(absent)]
         raise ImportError(f"{what} needs {', '.join(absent)}; install with: {install_command(needed)}")
+
+
+@contextmanager
+def importing(*extras: str, what: str) -> Iterator[None]:
+    """Around imports of what an extra brings: `require`'s error, should they fail."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = error.name or str(error)
+        raise ImportError(f"{what} needs {name}; install with: {install_command(extras)}") from None
 
 
 def require_trackers(trackers: Iterable[str]) -> None:

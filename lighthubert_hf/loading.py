@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from .absent import absent
 from .devices import choose_device
 from .files import read_object
 from .weights import INDEX, WEIGHTS, WeightsError, check_finite, check_floating, some, stored_tensors, weight_files
@@ -28,6 +29,8 @@ if TYPE_CHECKING:  # imported when used: the command line starts without transfo
 _PICKLED = "pytorch_model.bin"
 # What only training with masks needs; models of other families are often published without. See `load`.
 _MASK_EMBEDDING = "masked_spec_embed"
+# Any of them is enough for a tokenizer.
+_TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "vocab.json")
 _AGAIN = "fetch it or save the model again"
 
 
@@ -192,7 +195,11 @@ def load_config(name: str | Path, revision: str | None = None, token: str | bool
     from .auto import register
 
     register()
-    with _errors_named(str(name)):
+    if revision is not None and Path(name).is_dir():
+        raise ValueError(f"{name} is here, not on the Hub, and has no revision {revision!r}; leave it out")
+    with reaching("model", name, revision):
+        if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+            raise FileNotFoundError("it has no config.json")
         try:
             # Not asked whether to run code that came with the model: none is.
             config = AutoConfig.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
@@ -221,17 +228,18 @@ def load_feature_extractor(name: str | Path, revision: str | None = None, token:
     """The feature extractor beside a model in a folder or on the Hub.
 
     Raises:
-        OSError: There is none.
+        FileNotFoundError: There is none.
         ValueError: Its file describes none, or has a misspelt key, for which transformers would take the default.
     """
     from transformers import AutoFeatureExtractor
 
-    try:
-        found = AutoFeatureExtractor.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
-    except OSError:
-        raise
-    except Exception as error:  # whatever a file of any content trips over
-        raise ValueError(f"{name}: its feature extractor cannot be loaded ({_reason(error)})") from None
+    with reaching("feature extractor", name, revision):
+        try:
+            found = AutoFeatureExtractor.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
+        except OSError:
+            raise
+        except Exception as error:  # whatever a file of any content trips over
+            raise ValueError(f"{name}: its feature extractor cannot be loaded ({_reason(error)})") from None
     known = {*vars(type(found)()), "feature_extractor_type", "processor_class", "auto_map"}
     for key in vars(found).keys() - known:
         if close := difflib.get_close_matches(key, known, n=1, cutoff=0.85):
@@ -241,23 +249,28 @@ def load_feature_extractor(name: str | Path, revision: str | None = None, token:
     return found
 
 
-def load_speech_processor(name: str | Path) -> Any:
+def load_speech_processor(name: str | Path, revision: str | None = None) -> Any:
     """The feature extractor and tokenizer of a recogniser (a `Wav2Vec2Processor`) in a folder or on the Hub.
 
     Raises:
-        OSError: There is none.
+        FileNotFoundError: There is none.
         ValueError: One of its files is damaged, or its vocabulary is no list of different numbers.
     """
     from transformers import Wav2Vec2Processor
+    from transformers.utils import cached_file
 
-    try:
-        processor = Wav2Vec2Processor.from_pretrained(name)
-    except OSError:
-        raise
-    except Exception as error:  # whatever files of any content trip over
-        for file in sorted(Path(name).glob("*.json")):
-            read_object(file)  # names the one that is damaged
-        raise ValueError(f"{name}: its processor cannot be loaded ({_reason(error)})") from None
+    options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    with reaching("tokenizer", name, revision):
+        if not any(cached_file(name, file, **options) for file in _TOKENIZERS):
+            raise FileNotFoundError(f"it has no {_TOKENIZERS[0]}")
+        try:
+            processor = Wav2Vec2Processor.from_pretrained(name, revision=revision)
+        except OSError:
+            raise
+        except Exception as error:  # whatever files of any content trip over
+            for file in sorted(Path(name).glob("*.json")):
+                read_object(file)  # names the one that is damaged
+            raise ValueError(f"{name}: its processor cannot be loaded ({_reason(error)})") from None
     numbers = list(processor.tokenizer.get_vocab().values())
     if not all(isinstance(number, int) for number in numbers) or len(set(numbers)) < max(len(numbers), 2):
         raise ValueError(f"{name}: its vocabulary does not give each unit a number of its own; restore it")
@@ -277,7 +290,7 @@ def _from_pretrained(cls: Any, name: str, **options: Any) -> tuple["PreTrainedMo
     from .auto import register
 
     register()
-    with _quietly(), _errors_named(name):
+    with _quietly(), reaching("model", name, options.get("revision")):
         try:
             return cls.from_pretrained(name, ignore_mismatched_sizes=True, output_loading_info=True, **options)
         except SafetensorError as error:
@@ -291,12 +304,12 @@ def _from_pretrained(cls: Any, name: str, **options: Any) -> tuple["PreTrainedMo
 
 
 @contextmanager
-def _errors_named(name: str) -> Iterator[None]:
+def reaching(what: str, name: str | Path, revision: str | None = None) -> Iterator[None]:
+    """Say in one line of a thing with a name that it cannot be had, and why, whatever transformers says of it."""
     try:
         yield
     except OSError as error:
-        what = "folder" if Path(name).is_dir() else "folder, and no Hub id that can be reached"
-        raise FileNotFoundError(f"no model can be loaded from {name}: no complete {what} ({_reason(error)})") from None
+        raise absent(what, name, error, revision=revision) from None
 
 
 def _reason(error: Exception) -> str:

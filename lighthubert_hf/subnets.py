@@ -1,9 +1,11 @@
 """Which subnet of a supernet is meant: one of three names, a JSON file, or the subnet itself."""
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .absent import suggestion
 from .files import read_object
 from .model.configuration_lighthubert import LightHubertConfig
 from .model.search_space import SearchSpace, Subnet
@@ -34,7 +36,9 @@ def choose_subnet(choice: str | Path | Subnet | Mapping[str, Any], config: Light
         return named[choice]
     path = Path(choice)
     if not path.is_file():
-        raise FileNotFoundError(f"subnet {str(choice)!r} is not default, smallest, largest or a JSON file that exists")
+        close = difflib.get_close_matches(str(choice), named, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else suggestion(path) or "check the path"
+        raise FileNotFoundError(f"subnet {str(choice)!r} is not {', '.join(named)} or a JSON file that exists; {hint}")
     try:
         return Subnet.from_dict(read_object(path))
     except ValueError as error:  # of JSON, too

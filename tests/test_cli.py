@@ -7,9 +7,11 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import tqdm
 
 import lighthubert_hf
-from lighthubert_hf.cli import main
+from lighthubert_hf.cli import app, main
+from lighthubert_hf.cli.app import Commands, Json, answer
 
 from . import processes
 
@@ -155,3 +157,37 @@ def test_search_names_the_smallest_possible_value_and_leaves_nothing(tiny_supern
         "lighthubert: no subnet meets parameters <= 1k: the smallest possible value is"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_with_json_standard_output_is_the_json_alone(monkeypatch, capsys):
+    """Whatever is printed meanwhile, by whom ever."""
+    app = Commands()
+
+    @app.command()
+    def noisy(as_json: Json = False) -> None:
+        print("a library prints this")
+        tqdm.tqdm.write("and a bar this")
+        answer({"score": 0.5}, as_json, "score 0.5")
+        print("and this at the end")
+
+    monkeypatch.setattr(sys, "argv", ["noisy", "--json"])
+    with pytest.raises(SystemExit):
+        app()
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"score": 0.5}
+    assert all(line in said.err for line in ("a library", "a bar", "at the end"))
+
+
+def test_of_several_processes_one_answers(monkeypatch, capsys):
+    for rank, expected in (("0", "done\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        answer({}, False, "done")
+        assert capsys.readouterr().out == expected
+
+
+def test_every_command_can_answer_in_json():
+    groups = [app, *(group.typer_instance for group in app.registered_groups)]
+    callbacks = [command.callback for group in groups for command in group.registered_commands]
+    assert len(callbacks) > 15
+    assert [call.__name__ for call in callbacks if "as_json" not in call.__annotations__] == []
+    assert all(type(group) is Commands for group in groups)

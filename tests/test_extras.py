@@ -1,5 +1,6 @@
 """What is missing is said before work begins, in one line, with the command that installs it here."""
 
+import importlib
 import json
 import os
 import re
@@ -56,6 +57,28 @@ def test_a_missing_package_is_one_line_before_anything_else(command, package, ex
     assert done.stderr.count("\n") == 1
     assert re.search(rf"needs .*; install with: pip install (-e )?'.*\[{extra}\]'$", done.stderr.strip())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("lighthubert_hf.search.run", "optuna", "search"),
+        ("lighthubert_hf.search.studies", "sqlalchemy", "search"),
+        ("lighthubert_hf.training.audio.streaming", "soundfile", "train"),
+        ("lighthubert_hf.metrics", "evaluate", "train"),
+    ],
+)
+def test_python_says_what_the_command_says(monkeypatch, module, package, extra):
+    """Imported anew without the package: nothing of it is taken from what other tests imported."""
+    inside = tuple(
+        f"{name}." for name in ("lighthubert_hf.search", "lighthubert_hf.training", "lighthubert_hf.metrics")
+    )
+    for name in [name for name in sys.modules if f"{name}.".startswith(inside)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"needs .*{package}.*; install with: pip install .*\[{extra}\]'$") as error:
+        importlib.import_module(module)
+    assert not isinstance(error.value, ModuleNotFoundError)
 
 
 class Installed:

@@ -1,5 +1,6 @@
 """Search spaces for supernets that come without one, and from files."""
 
+import difflib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from lighthubert_hf import SearchSpace
+from lighthubert_hf.absent import suggestion
 from lighthubert_hf.conversion.checkpoints.errors import ConversionError, first_line
 from lighthubert_hf.model.search_space import PUBLISHED_SPACES
 
@@ -61,6 +63,10 @@ def read_space(source: SearchSpace | Mapping | str | Path) -> SearchSpace:
         return source
     if not isinstance(source, Mapping) and str(source) in PUBLISHED_SPACES and not Path(source).exists():
         return PUBLISHED_SPACES[str(source)]()
+    if isinstance(source, str | Path) and not Path(source).is_file():
+        close = difflib.get_close_matches(str(source), PUBLISHED_SPACES, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else suggestion(source) or "check the path"
+        raise FileNotFoundError(f"search space {str(source)!r} is not {', '.join(PUBLISHED_SPACES)} or a file; {hint}")
     where = "the search space"
     if not isinstance(source, Mapping):
         where = str(source)

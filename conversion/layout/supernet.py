@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, LightHubertModel
 from lighthubert_hf.conversion.checkpoints.errors import ConversionError, first_line, listed
@@ -14,6 +13,7 @@ from lighthubert_hf.conversion.checkpoints.writing import write_safetensors
 from lighthubert_hf.hub.card import CardFacts
 from lighthubert_hf.hub.folder import complete_folder
 from lighthubert_hf.preprocessing import build_feature_extractor
+from lighthubert_hf.progress import progress_bar
 from lighthubert_hf.rearrangement import Rearrangement
 
 from .importance import rearrangements
@@ -143,7 +143,7 @@ def write_supernet(layout: Layout, folder: Path, card: CardFacts | None = None) 
     shapes = check_layout(layout)
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        for name in tqdm(shapes, desc="Converting", unit="tensor", leave=False, disable=None):
+        for name in progress_bar(shapes, "converting", unit="tensors"):
             yield name, layout.tensor(_bare(name))
 
     write_safetensors(folder / "model.safetensors", shapes, layout.dtype, tensors())

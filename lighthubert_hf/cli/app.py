@@ -1,16 +1,57 @@
 """The command's frame: its options, how it ends, how a result is printed."""
 
+import contextlib
 import json
 import os
 import sys
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, TextIO
 
 import typer
+from typer.core import TyperCommand
 
 from lighthubert_hf import __version__
 from lighthubert_hf.extras import missing_package
+from lighthubert_hf.progress import quiet_libraries
 
-app = typer.Typer(
+
+class Command(TyperCommand):
+    """A command that prints, with `--json`, nothing but its answer on standard output.
+
+    Whatever else is printed meanwhile, by whichever library, goes to standard error.
+    """
+
+    answers_go_to: TextIO | None = None
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        ctx.params = {name: _at_home(value) for name, value in ctx.params.items()}
+        if not ctx.params.get("as_json"):
+            return super().invoke(ctx)
+        Command.answers_go_to = sys.stdout
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                return super().invoke(ctx)
+        finally:
+            Command.answers_go_to = None
+
+
+def _at_home(value: Any) -> Any:
+    """`~` is the home folder, also where the shell leaves it, as in `--output=~/x`."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_at_home, value))
+    if isinstance(value, (str, Path)) and str(value).startswith("~"):
+        return type(value)(os.path.expanduser(value))
+    return value
+
+
+class Commands(typer.Typer):
+    """An app, or a group of it, of such commands."""
+
+    def command(self, name: str | None = None, *, cls: type[TyperCommand] | None = None, **options: Any) -> Any:
+        return super().command(name, cls=cls or Command, **options)
+
+
+app = Commands(
     name="lighthubert",
     help="Compress, choose and publish HuBERT-style speech models.",
     no_args_is_help=True,
@@ -46,6 +87,7 @@ def main() -> None:
     What a user can mend is one line on standard error and exit status 2; `LIGHTHUBERT_TRACEBACK=1` shows where it
     came from.
     """
+    quiet_libraries()
     try:
         app()
     except KeyboardInterrupt as interrupt:
@@ -94,5 +136,6 @@ def _one_line(error: Exception) -> str:
 
 
 def answer(result: Any, as_json: bool, text: str) -> None:
-    """Print a result, for a person or for a machine."""
-    typer.echo(json.dumps(result, indent=2) if as_json else text)
+    """Print a result, for a person or for a machine; of several processes the first does."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        typer.echo(json.dumps(result, indent=2) if as_json else text, file=Command.answers_go_to)

@@ -46,6 +46,7 @@ def extract(
     plain_hubert: Annotated[bool, typer.Option(help="Save a HuBERT of transformers; of a static model, too.")] = False,
     revision: Annotated[str | None, typer.Option(help="Revision of SUPERNET on the Hub.")] = None,
     overwrite: Replace = False,
+    as_json: Json = False,
 ) -> None:
     """Cut a subnet out of a supernet and save it as a model of its own."""
     from lighthubert_hf.hub.publishing import extract_to_folder
@@ -53,28 +54,29 @@ def extract(
 
     if plain_hubert and is_static(supernet, revision):
         from lighthubert_hf.conversion import save_plain_hubert
-        from lighthubert_hf.conversion.sources import resolve
 
         if subnet != "default":
             raise ValueError(f"{supernet} is static and has no subnet to choose; leave out --subnet")
-        typer.echo(str(save_plain_hubert(resolve(supernet, revision), output, overwrite=overwrite)))
-        return
+        report = save_plain_hubert(supernet, output, revision=revision, overwrite=overwrite)
+        return answer(report.to_dict(), as_json, str(report))
     options = {"subnet": subnet, "plain_hubert": plain_hubert, "revision": revision, "overwrite": overwrite}
-    typer.echo(str(extract_to_folder(supernet, output, **options)))
+    folder = str(extract_to_folder(supernet, output, **options))
+    return answer({"model": folder}, as_json, folder)
 
 
 @app.command("export-onnx")
 def export_onnx(
-    model: Annotated[Path, typer.Argument(help="Folder of a static model.")],
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a static model.")],
     output: Annotated[Path, typer.Argument(help="File to write.")],
     int8: Annotated[bool, typer.Option(help="8-bit weights; prints what that costs and gains here.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Revision of MODEL on the Hub.")] = None,
     overwrite: Replace = False,
     as_json: Json = False,
 ) -> None:
     """A static model as an ONNX file for any batch size and length, compared with PyTorch."""
     from lighthubert_hf.conversion import export_onnx
 
-    report = export_onnx(model, output, int8=int8, overwrite=overwrite)
+    report = export_onnx(model, output, int8=int8, revision=revision, overwrite=overwrite)
     answer(report.to_dict(), as_json, str(report))
 
 
@@ -85,15 +87,18 @@ def profile(
     batch: Annotated[list[int] | None, typer.Option(help="Batch size; repeat for several.")] = None,
     repeats: Annotated[int, typer.Option(help="Runs of which the median counts.")] = 7,
     device: Annotated[str | None, typer.Option(help="To measure on: cpu (the default), cuda, …")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of MODEL on the Hub.")] = None,
     update_card: Annotated[bool, typer.Option(help="Put the time of the longest audio on the card of MODEL.")] = False,
     as_json: Json = False,
 ) -> None:
     """Parameters, MACs, and time measured on this machine, part by part."""
     from lighthubert_hf.costs.profiling import profile
-    from lighthubert_hf.hub.publishing import record_latency
+    from lighthubert_hf.hub.publishing import check_latency_card, record_latency
     from lighthubert_hf.loading import load_encoder, on_device
 
-    encoder = on_device(load_encoder(model), device)
+    encoder = on_device(load_encoder(model, revision), device)
+    if update_card:
+        check_latency_card(model, of_subnet=getattr(encoder.config, "search_space", None) is not None)
     result = profile(encoder, seconds or (1.0, 10.0), batch or (1,), repeats=repeats, progress=not as_json)
     if update_card:
         record_latency(model, result)

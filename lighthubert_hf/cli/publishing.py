@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .app import Replace, app
+from .app import Json, Replace, answer, app
 
 Private = Annotated[bool | None, typer.Option(help="Visibility of new repositories.")]
 Message = Annotated[str | None, typer.Option(help="Commit message.")]
@@ -25,13 +25,15 @@ def push(
         list[str] | None, typer.Option(help="Publish these files, too: a name or a pattern; repeatable.")
     ] = None,
     overwrite: Replace = False,
+    as_json: Json = False,
 ) -> None:
     """Publish a model on the Hub, with the token of `hf auth login`, in one commit."""
     from lighthubert_hf.hub.publishing import push_folder
 
     options = {"private": private, "revision": revision, "commit_message": message, "create_pr": create_pr}
     options |= {"include": include or (), "overwrite": overwrite}
-    typer.echo(str(push_folder(folder, repo_id, dry_run=dry_run, **options)))
+    result = push_folder(folder, repo_id, dry_run=dry_run, **options)
+    answer(result.to_dict(), as_json, str(result))
 
 
 @app.command("push-family")
@@ -43,10 +45,12 @@ def push_family(
     collection: Annotated[str | None, typer.Option(help="Title of the collection.")] = None,
     dry_run: DryRun = None,
     overwrite: Replace = False,
+    as_json: Json = False,
 ) -> None:
     """Publish the chosen subnets of a search, each in its repository with one commit, and link them."""
     from lighthubert_hf.hub.family import push_family
 
     options = {"private": private, "commit_message": message, "collection": collection}
     options |= {"dry_run": dry_run, "overwrite": overwrite}
-    typer.echo(str(push_family(pareto, prefix, **options)))
+    result = push_family(pareto, prefix, **options)
+    answer(result.to_dict(), as_json, str(result))

@@ -8,6 +8,7 @@ import typer
 from lighthubert_hf.extras import require
 
 from .app import Json, Overwrite, answer, app
+from .audio import AllowPath, AudioColumn, Channel, ConfigName, reading
 
 
 @app.command()
@@ -17,6 +18,10 @@ def search(
     teacher: Annotated[str | None, typer.Option(help="Hub id or folder of the teacher to compare with.")] = None,
     data: Annotated[str | None, typer.Option(help="Validation audio: Hub id, folder, glob or URL.")] = None,
     split: Annotated[str, typer.Option(help="Split of --data.")] = "validation",
+    config_name: ConfigName = None,
+    audio_column: AudioColumn = None,
+    channel: Channel = None,
+    allow_path: AllowPath = None,
     max_examples: Annotated[int, typer.Option(help="Clips of --data to score on.")] = 200,
     score: Annotated[
         str | None, typer.Option(help="module:function or file.py:function, instead of a teacher.")
@@ -48,7 +53,7 @@ def search(
     from lighthubert_hf.loading import load_lighthubert, on_device
     from lighthubert_hf.search.costs import Cost, Limit
     from lighthubert_hf.search.report import describe_search
-    from lighthubert_hf.search.run import check_settings, search
+    from lighthubert_hf.search.run import check_folder, check_settings, search
     from lighthubert_hf.search.score import Score
 
     limits = {"parameters": max_params, "macs": max_macs, "latency": max_latency, "memory": max_memory}
@@ -60,18 +65,19 @@ def search(
     if push:
         check_push(push)
     axis = plot and Cost.parse(plot)
+    options = reading(split, config_name, audio_column, None, channel, allow_path)
     model = on_device(load_lighthubert(supernet, revision), device)
+    known = {"limits": limits, "population_size": population_size, "seed": seed}
+    known |= {"supernet": supernet, "revision": revision}
+    if not overwrite:
+        check_folder(model, output, **known)
     result = search(
         model,
-        Score.load(score, maximize) if score else _distillation_score(model, teacher, data, split, max_examples),
+        Score.load(score, maximize) if score else _distillation_score(model, teacher, data, options, max_examples),
         output,
         objectives=objectives,
-        limits=limits,
         trials=trials,
-        population_size=population_size,
-        seed=seed,
-        supernet=supernet,
-        revision=revision,
+        **known,
         extract=extract,
         plot=axis,
         overwrite=overwrite,
@@ -82,7 +88,9 @@ def search(
         typer.echo(str(push_family(output / "pareto.json", push, private=private)), err=as_json)
 
 
-def _distillation_score(model: Any, teacher: str | None, data: str | None, split: str, max_examples: int) -> Any:
+def _distillation_score(
+    model: Any, teacher: str | None, data: str | None, options: dict[str, Any], max_examples: int
+) -> Any:
     if teacher is None or data is None:
         raise ValueError("say what to score subnets by: --teacher and --data, or --score module:function")
     if not hasattr(model, "prediction_head"):
@@ -92,4 +100,4 @@ def _distillation_score(model: Any, teacher: str | None, data: str | None, split
     from lighthubert_hf.training.audio.sources import AudioSource
     from lighthubert_hf.training.distillation.scoring import distillation_score
 
-    return distillation_score(model, teacher, [AudioSource(data, split=split)], max_examples=max_examples).as_score()
+    return distillation_score(model, teacher, [AudioSource(data, **options)], max_examples=max_examples).as_score()

@@ -1,7 +1,6 @@
 """Commands that train and judge models."""
 
 import math
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 from lighthubert_hf.extras import require
 
 from .app import Json, Overwrite, answer, app
+from .audio import AllowPath, AudioColumn, Channel, ConfigName, reading
 
 
 @app.command()
@@ -20,6 +20,7 @@ def demo(
     text_column: Annotated[str, typer.Option(help="Transcripts of --dataset; empty if it has none.")] = "text",
     tiny: Annotated[bool, typer.Option(help="A few steps of everything: shows that the parts meet, no more.")] = False,
     overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """The whole job, small and offline: speech, teacher, supernet, search, models, table. Continues if interrupted."""
     require("train", "search", "demo", what="the demo")
@@ -30,7 +31,9 @@ def demo(
     make = DemoSettings.tiny if tiny else DemoSettings
     settings = make(teacher=teacher, dataset=dataset, text_column=text_column or None)
     with locked(output):
-        run_demo(output, settings, overwrite=overwrite, say=typer.echo)
+        results = run_demo(output, settings, overwrite=overwrite, say=typer.echo)
+    if as_json:
+        answer(results, as_json, "")
 
 
 @app.command()
@@ -43,7 +46,8 @@ def recipes(
     from lighthubert_hf.training.recipes.loading import recipe_text
 
     if name is not None:
-        typer.echo(recipe_text(name), nl=False)
+        text = recipe_text(name)
+        answer({"name": name, "recipe": text}, as_json, text.removesuffix("\n"))
     else:
         listed = list_recipes()
         answer(listed, as_json, describe_recipes(listed))
@@ -54,6 +58,7 @@ def distill(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example optimizer.lr=1e-4")] = None,
     overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """One stage of distillation, or several in a row. Again, it goes on from its latest checkpoint. Use `accelerate
     launch -m lighthubert_hf distill …` for several processes or nodes."""
@@ -62,8 +67,7 @@ def distill(
 
     final = distill_stages(load_stages(recipe, overrides or []), overwrite=overwrite)
     leave_processes()
-    if int(os.environ.get("RANK", "0")) == 0:
-        typer.echo(str(final))
+    answer({"model": str(final)}, as_json, str(final))
 
 
 @app.command()
@@ -78,6 +82,7 @@ def retrain(
     share: Annotated[float, typer.Option(help="Of the supernet's steps.")] = 0.1,
     recipe: Annotated[str | None, typer.Option(help="The supernet's, if none lies beside it.")] = None,
     overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """Train one subnet of a supernet further, alone, as its supernet was trained. Again, it goes on from its latest
     checkpoint."""
@@ -88,8 +93,7 @@ def retrain(
     options = {"subnet": subnet, "recipe": recipe, "share": share, "overrides": overrides or []}
     final = distill_stages([retraining_recipe(source, output, **options)], overwrite=overwrite)
     leave_processes()
-    if int(os.environ.get("RANK", "0")) == 0:
-        typer.echo(str(final))
+    answer({"model": str(final)}, as_json, str(final))
 
 
 @app.command()
@@ -117,6 +121,10 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a LightHuBERT, HuBERT, wav2vec 2.0 or WavLM.")],
     tasks: Annotated[str, typer.Option(help="pr, asr, ks, ic, er, sid, asv, sd, sf, qbe, or all.")] = "all",
     data: Annotated[list[str] | None, typer.Option(help="ks=FOLDER_OR_HUB_ID, or ks.KEY=VALUE; repeatable.")] = None,
+    config_name: ConfigName = None,
+    audio_column: AudioColumn = None,
+    channel: Channel = None,
+    allow_path: AllowPath = None,
     output: Annotated[Path, typer.Option(help="Folder for results; finished tasks are kept.")] = Path("evaluation"),
     subnet: Annotated[str | None, typer.Option(help="Of a supernet: default, smallest, largest, a JSON file.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of MODEL on the Hub.")] = None,
@@ -151,6 +159,8 @@ def evaluate(
     from lighthubert_hf.training.superb.settings import EvaluationSettings, load_data
     from lighthubert_hf.training.superb.upstream import load_upstream
 
+    if synthetic:
+        require("demo", what="synthetic speech")
     if synthetic and data:
         raise ValueError("--tiny brings its own data; leave out --data, or use --preset tiny")
     settings = {
@@ -167,7 +177,8 @@ def evaluate(
     }
     settings, chosen = parse_recipe(EvaluationSettings, settings), parse_tasks(tasks)
     device = str(choose_device(device))
-    table = None if synthetic else load_data(data or [])
+    options = reading(None, config_name, audio_column, None, channel, allow_path)
+    table = None if synthetic else load_data(data or [], options)
     upstream = load_upstream(model, revision=revision, subnet=subnet)
     if update_card:
         report.check_card(model, upstream.subnet is not None)

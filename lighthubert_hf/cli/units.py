@@ -1,15 +1,16 @@
 """Commands over whole data sets: features, and discrete units."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from lighthubert_hf.extras import require
 
-from .app import Json, Overwrite, answer, app
+from .app import Commands, Json, Overwrite, answer, app
+from .audio import AllowPath, AudioColumn, Channel, ConfigName, Split, TextColumn, reading
 
-units_app = typer.Typer(
+units_app = Commands(
     help="Discrete units: k-means clusters of one layer's features, 50 a second.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -28,35 +29,8 @@ Output = Annotated[Path | None, typer.Option(help="File (.safetensors) or folder
 Subnet = Annotated[str | None, typer.Option(help="Of a supernet: default, smallest, largest, a JSON file.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of MODEL on the Hub.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; by default a GPU if there is one.")]
-Split = Annotated[str | None, typer.Option(help="Of the data set; by default train.")]
-ConfigName = Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")]
-AudioColumn = Annotated[str | None, typer.Option(help="By default the only one of audio.")]
-TextColumn = Annotated[str | None, typer.Option(help="Transcripts to write beside; by default none.")]
-Channel = Annotated[str | None, typer.Option(help="Of recordings with several: mean (the default), split, a number.")]
-AllowPath = Annotated[list[str] | None, typer.Option(help="Folder that rows may name files of, too; repeatable.")]
 BrokenShare = Annotated[float, typer.Option(help="A larger share of unreadable files is an error.")]
 MaxSeconds = Annotated[float | None, typer.Option(help="Leave longer recordings out, counted.")]
-
-
-def _source(
-    split: str | None = None,
-    config_name: str | None = None,
-    audio_column: str | None = None,
-    text_column: str | None = None,
-    channel: str | None = None,
-    allow_path: list[str] | None = None,
-) -> dict[str, Any]:
-    """Options of the data set, those that were given."""
-    number = int(channel) if channel is not None and channel.isdigit() else channel
-    given = {
-        "split": split,
-        "config_name": config_name,
-        "audio_column": audio_column,
-        "text_column": text_column,
-        "channel": number,
-        "allow_paths": tuple(allow_path) if allow_path else None,
-    }
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -103,7 +77,7 @@ def features(
         shard_megabytes=shard_megabytes,
         max_seconds=max_seconds,
         max_broken_share=max_broken_share,
-        source=_source(split, config_name, audio_column, text_column, channel, allow_path),
+        source=reading(split, config_name, audio_column, text_column, channel, allow_path),
         revision=revision,
         subnet=subnet,
         device=device,
@@ -148,7 +122,7 @@ def fit(
         patience=patience,
         seed=seed,
         max_broken_share=max_broken_share,
-        source=_source(split, config_name, audio_column, None, channel, allow_path),
+        source=reading(split, config_name, audio_column, None, channel, allow_path),
         revision=revision,
         subnet=subnet,
         device=device,
@@ -196,7 +170,7 @@ def apply(
         repeats=repeats,
         max_seconds=max_seconds,
         max_broken_share=max_broken_share,
-        source=_source(split, config_name, audio_column, text_column, channel, allow_path),
+        source=reading(split, config_name, audio_column, text_column, channel, allow_path),
         revision=revision,
         subnet=subnet,
         device=device,
@@ -243,7 +217,7 @@ def map_units(
         output=output,
         max_hours=max_hours,
         max_broken_share=max_broken_share,
-        source=_source(split, config_name, audio_column, None, channel, allow_path),
+        source=reading(split, config_name, audio_column, None, channel, allow_path),
         revision=revision,
         subnet=subnet,
         device=device,
@@ -297,7 +271,7 @@ def evaluate_units(
         alignments=alignments,
         max_hours=max_hours,
         max_broken_share=max_broken_share,
-        source=_source(split, config_name, audio_column, None, channel, allow_path),
+        source=reading(split, config_name, audio_column, None, channel, allow_path),
         revision=revision,
         subnet=subnet,
         device=device,

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
+from lighthubert_hf.extras import importing
 from lighthubert_hf.files import read_checked, with_checksum, write_json
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 from lighthubert_hf.model.extraction import subnet_config
@@ -23,6 +23,7 @@ from lighthubert_hf.model.front_end import FrontEnd
 from lighthubert_hf.model.modeling_lighthubert import LightHubertModel
 from lighthubert_hf.model.search_space import SearchSpace, Subnet
 from lighthubert_hf.preprocessing import SAMPLING_RATE
+from lighthubert_hf.progress import progress_bar
 
 from .measuring import describe_machine, peak_memory, stopwatch, time_modules
 from .profiling import count_parameters
@@ -201,7 +202,9 @@ class FrontEndFit:
 
     def __init__(self, terms: Callable[[Sequence[int]], list[float]], measured: Mapping[_Key, float]):
         import numpy as np
-        from scipy.optimize import nnls
+
+        with importing("search", what="pricing a front end of any channels"):
+            from scipy.optimize import nnls
 
         self._terms = terms
         rows = np.array([terms(channels) for channels in measured])
@@ -271,7 +274,7 @@ class _Measurement:
     def table(self, rounds: int, progress: bool) -> LatencyTable:
         times: dict[str, dict[_Key, list[float]]] = {}
         whole: dict[Subnet, list[float]] = {subnet: [] for subnet in self._checks}
-        for index in tqdm(range(rounds + 1), "measuring latencies", disable=not progress):
+        for index in progress_bar(range(rounds + 1), "measuring latencies", unit="rounds", shown=progress):
             if index == 1:  # the first round warmed up
                 times, whole = {}, {subnet: [] for subnet in self._checks}
             for subnet, model in self._models.items():

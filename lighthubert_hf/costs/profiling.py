@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 from lighthubert_hf.model.front_end import conv_output_lengths, receptive_field
 from lighthubert_hf.model.search_space import Subnet
 from lighthubert_hf.preprocessing import SAMPLING_RATE
+from lighthubert_hf.progress import progress_bar
 
 from .measuring import MATMUL_FLOP, describe_machine, matmul_contender, peak_memory, stopwatch, time_modules
 
@@ -261,7 +261,7 @@ def profile(
     settings = [(length, batch) for length in seconds for batch in batches]
     for setting in settings:
         rounds.check(*setting)
-    rows = [rounds.row(*setting) for setting in tqdm(settings, "profiling", disable=not progress)]
+    rows = [rounds.row(*setting) for setting in progress_bar(settings, "profiling", unit="settings", shown=progress)]
     matmul = median(rounds.matmul_gflops)
     return Profile(
         type(model).__name__,

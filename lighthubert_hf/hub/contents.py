@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from lighthubert_hf.absent import absent
+
 # What transformers and this package save of a model, and what people add to it for readers. All else stays here.
 _BELONGS = (
     *("config.json", "generation_config.json", "adapter_config.json"),
@@ -48,7 +50,7 @@ def stage(folder: str | Path, target: Path, *, link: bool, include: Sequence[str
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; give one that a model was saved in")
+        raise absent("model folder", folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json; give a folder that `save_pretrained` wrote")
     _check_patterns(folder, include)

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers.utils import cached_file
 
+from lighthubert_hf.absent import absent
 from lighthubert_hf.loading import load_feature_extractor
 from lighthubert_hf.model.search_space import Subnet
 
@@ -68,7 +69,7 @@ class Parent:
                 log, and nothing is inherited.
 
         Raises:
-            OSError: if the Hub refuses or cannot be reached, and `required`.
+            FileNotFoundError: if the Hub refuses or cannot be reached, and `required`.
         """
         name = str(name)
         try:
@@ -76,7 +77,7 @@ class Parent:
             prepared = any(_file_of(name, file, revision, token) for file in (PREPROCESSOR, PROCESSOR))
         except OSError as error:
             if required:
-                raise
+                raise absent("model", name, error, revision=revision) from None
             reason = " ".join(str(error).split())
             logger.warning("the card of %s cannot be read, so nothing is taken over from it: %s", name, reason)
             return cls(name, revision)

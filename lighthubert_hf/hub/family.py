@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import Collection, CommitInfo, CommitOperationAdd, HfApi
-from tqdm.auto import tqdm
 
+from lighthubert_hf.absent import absent
 from lighthubert_hf.costs.figures import human, size_names
 from lighthubert_hf.costs.profiling import count_parameters, macs_per_second
 from lighthubert_hf.files import read_object
 from lighthubert_hf.loading import load_config
 from lighthubert_hf.model.search_space import Subnet
+from lighthubert_hf.progress import progress_bar
 
 from .card import CardFacts, FamilyMember, Latency, is_hub_id, read_config, with_family
 from .derived import Parent, completed_facts
@@ -97,7 +98,7 @@ def read_pareto(path: str | Path) -> Pareto:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; `lighthubert search` writes a pareto.json")
+        raise absent("pareto.json of a search", path)
     data = read_object(path)
     supernet = _field(data, "supernet", str, str(path))
     if not supernet:
@@ -279,7 +280,7 @@ def _members(pareto: Pareto, prefix: str) -> tuple[FamilyMember, ...]:
 
 def _push_all(jobs: Sequence[tuple[Path, str, CardFacts]], dry_run: str | Path | None, **options) -> list[PushResult]:
     done: list[PushResult] = []
-    for folder, repo_id, facts in tqdm(jobs, desc="Publishing", unit="model"):
+    for folder, repo_id, facts in progress_bar(jobs, "publishing", unit="models"):
         target = None if dry_run is None else Path(dry_run) / repo_id.split("/")[1]
         try:
             done.append(push_folder(folder, repo_id, card=facts, dry_run=target, **options))

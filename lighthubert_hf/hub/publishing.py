@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import CommitInfo
 from huggingface_hub.errors import StrictDataclassError
 
+from lighthubert_hf.absent import absent
 from lighthubert_hf.costs.profiling import Profile
 from lighthubert_hf.loading import check_loads, load
 from lighthubert_hf.model.search_space import Subnet
@@ -258,10 +259,7 @@ def record_latency(folder: str | Path, measured: Profile) -> None:
         ValueError: if it is a supernet, whose card is not that of one of its subnets.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; only a model folder's card can be updated")
-    if measured.subnet is not None:
-        raise ValueError(f"{folder} is a supernet, of which one subnet was measured; extract that and measure it")
+    check_latency_card(folder, of_subnet=measured.subnet is not None)
     row = max(measured.rows, key=lambda row: (-row.batch, row.seconds))
     latency = Latency(
         1000 * row.real_time_factor,
@@ -269,6 +267,19 @@ def record_latency(folder: str | Path, measured: Profile) -> None:
         command=f"lighthubert profile MODEL --seconds {row.seconds:g} --batch {row.batch}",
     )
     update_facts(folder, lambda facts: replace(facts, latency=latency))
+
+
+def check_latency_card(folder: str | Path, of_subnet: bool) -> None:
+    """Raise what `record_latency` would raise: before the measuring rather than after.
+
+    Args:
+        of_subnet: Whether the model is a supernet, of which a subnet is measured.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"only a folder's card can be updated, and {absent('model folder', folder)}")
+    if of_subnet:
+        raise ValueError(f"{folder} is a supernet, of which one subnet is measured; extract that and measure it")
 
 
 def load_supernet(supernet: str | Path, revision: str | None = None, token: str | bool | None = None):

@@ -18,13 +18,14 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError
 
 from lighthubert_hf import __version__
+from lighthubert_hf.absent import LOG_IN
 
 # Seconds between the attempts at a request that the client does not itself repeat.
 WAITS = (0.5, 1.0, 2.0, 4.0)
 # Weights that an earlier push left and this one does not bring would be mistaken for its own.
 _STALE = ("model*.safetensors", "model.safetensors.index.json")
 _REMEDIES = {
-    401: "give a valid token (`hf auth login` or HF_TOKEN)",
+    401: LOG_IN,
     403: "use a token that may write there, or free storage; the server's message says which",
     404: "check the name and that the token may see the repository",
 }

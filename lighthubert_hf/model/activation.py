@@ -45,6 +45,7 @@ def of_one_subnet(forward: Forward) -> Forward:
     def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.config.search_space is None or torch.compiler.is_compiling():
             return forward(self, *args, **kwargs)
+        self._check_no_adapters()
         base = self.base_model
         with activation_lock():
             before = base.activations

@@ -430,7 +430,7 @@ class LightHubertPreTrainedModel(PreTrainedModel):
 
     def _check_no_adapters(self) -> None:
         """Adapters have the full sizes of the layers they stand for; those of a supernet run parts of themselves."""
-        if any("base_layer" in module._modules for module in self.base_model.modules()):
+        if any("base_layer" in module._modules for module in self.modules()):
             raise ValueError(
                 "adapters such as LoRA do not fit a supernet, whose layers run in part; extract a subnet first "
                 "(extract_subnet, `lighthubert extract`) and add them to that"
@@ -619,8 +619,6 @@ class LightHubertModel(LightHubertPreTrainedModel):
             ValueError: also if finite samples overflow float16 on the way.
         """
         self._check_input(input_values, attention_mask)
-        if self.config.search_space is not None and not torch.compiler.is_compiling():
-            self._check_no_adapters()
         samples = input_values
         input_values = input_values.to(self.masked_spec_embed.dtype)  # stays a plain tensor if layers are quantised
         lengths = None if attention_mask is None else _valid_samples(attention_mask)

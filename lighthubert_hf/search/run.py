@@ -4,9 +4,11 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lighthubert_hf.costs.latency import LatencyTable
 from lighthubert_hf.costs.measuring import describe_machine
+from lighthubert_hf.extras import require
 from lighthubert_hf.model.fingerprint import weights_fingerprint
 from lighthubert_hf.model.search_space import Subnet
 
@@ -77,6 +79,7 @@ def search(
         ValueError: if the model is static, a setting is not allowed, no subnet can meet the limits, or `out` holds a
             search of another supernet or with other settings.
     """
+    require("search", what="the search")
     score = score if isinstance(score, Score) else Score(score)
     check_settings(trials, population_size, algorithms, extract, seed)
     if model.search_space is None:
@@ -84,17 +87,11 @@ def search(
     out = Path(out)
     asked = [*objectives, *(limit.cost for limit in limits), *costs, plot]
     priced = tuple(dict.fromkeys([*DEFAULT_COSTS, *filter(None, asked)]))
-    settings = {
-        "supernet": supernet or model.name_or_path,
-        "revision": revision,
-        "fingerprint": supernet_fingerprint(model),
+    settings = _settings(model, limits, population_size, seed, supernet, revision) | {
         "score": score.name,
         "maximize": score.maximize,
         "score_fingerprint": score.fingerprint,
         "objectives": [score.name, *map(str, objectives)],
-        "limits": {str(limit.cost): limit.maximum for limit in limits},
-        "population_size": population_size,
-        "seed": seed,
     }
     check_study_folder(out, settings, overwrite)
     tables = {}
@@ -166,6 +163,35 @@ def check_settings(
         raise ValueError(f"extract is a number of subnets, got {extract}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {seed}")
+
+
+def check_folder(
+    model,
+    out: str | Path,
+    *,
+    limits: Sequence[Limit] = (),
+    population_size: int = 20,
+    seed: int = 0,
+    supernet: str = "",
+    revision: str | None = None,
+) -> None:
+    """Raise what `search` would raise on account of `out`, as far as no score is needed to know it: before a teacher
+    is loaded and run."""
+    check_study_folder(Path(out), _settings(model, limits, population_size, seed, supernet, revision))
+
+
+def _settings(
+    model, limits: Sequence[Limit], population_size: int, seed: int, supernet: str, revision: str | None
+) -> dict[str, Any]:
+    """What determines a search beside its score and objectives."""
+    return {
+        "supernet": supernet or model.name_or_path,
+        "revision": revision,
+        "fingerprint": supernet_fingerprint(model),
+        "limits": {str(limit.cost): limit.maximum for limit in limits},
+        "population_size": population_size,
+        "seed": seed,
+    }
 
 
 def supernet_fingerprint(model) -> str:

@@ -10,14 +10,16 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from optuna.distributions import CategoricalDistribution
-from optuna.samplers import NSGAIISampler
-from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
-
+from lighthubert_hf.extras import importing
 from lighthubert_hf.model.search_space import SearchSpace, Subnet, kept_layers
 
 from .pareto import dominates
+
+with importing("search", what="the search"):
+    from optuna.distributions import CategoricalDistribution
+    from optuna.samplers import NSGAIISampler
+    from optuna.study import Study, StudyDirection
+    from optuna.trial import FrozenTrial, TrialState
 
 Genes = dict[str, int | float]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lighthubert_hf.absent import absent
 from lighthubert_hf.model.search_space import Subnet
 
 
@@ -43,7 +44,7 @@ class Score:
             raise ValueError(f"cannot read the score {reference!r}; write package.module:function or file.py:function")
         if place.endswith(".py"):
             if not Path(place).is_file():
-                raise FileNotFoundError(f"there is no file {place} to take the score {name} from")
+                raise absent("file of a score", place)
             spec = importlib.util.spec_from_file_location(Path(place).stem, place)
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)

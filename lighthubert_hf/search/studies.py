@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import optuna
-import sqlalchemy
-from optuna.study import Study
-from optuna.trial import TrialState
-from tqdm.auto import tqdm
-
+from lighthubert_hf.extras import importing
 from lighthubert_hf.files import WriteError, data_checksum
 from lighthubert_hf.model.search_space import Subnet
+from lighthubert_hf.progress import progress_bar
 
 from .costs import Limits
 from .pareto import pareto_front
 from .sampler import Genome, SubnetSampler, minimised_values
 from .workers import Worker, alone_in
+
+with importing("search", what="the search"):
+    import optuna
+    import sqlalchemy
+    from optuna.study import Study
+    from optuna.trial import TrialState
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ class Studies:
             self.settings["population_size"] if evolves else None,
         )
         study = self._open(algorithm, sampler)
-        with tqdm(total=trials, desc=f"{algorithm} search", unit="subnet", disable=not progress) as bar:
+        with progress_bar(None, f"{algorithm} search", total=trials, unit="subnets", shown=progress) as bar:
             while True:
                 done = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
                 bar.update(len(done) - bar.n)
@@ -222,6 +224,8 @@ def check_study_folder(folder: Path, settings: dict[str, Any], overwrite: bool =
 
     `overwrite` removes a search that is there instead: its studies, measurements and report.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; choose a folder for the search")
     if not (folder / FILE).is_file():
         others = [entry.name for entry in folder.iterdir() if not _is_made_here(entry)] if folder.is_dir() else []
         if others:

@@ -114,7 +114,7 @@ def test_what_no_plain_hubert_computes_is_refused(subnet, overrides, message, sa
 
 
 def test_other_folders_are_refused(save_subnet, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"there is no model .*nowhere; check the path"):
         save_plain_hubert(tmp_path / "nowhere", tmp_path / "plain")
     folder, _ = save_subnet(Subnet(64, (2, 2), (64, 64)))
     save_plain_hubert(folder, tmp_path / "plain")

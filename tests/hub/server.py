@@ -4,10 +4,10 @@ It imitates the part of the Hub's HTTP API that `huggingface_hub` 2.x and `trans
 models (https://huggingface.co/docs/hub/api): whoami, create repo, model info, refs, revisions, branches, tags, tree,
 commits, paths-info, validate-yaml, preupload, the Git LFS batch API
 (https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md) with single-part, multi-part and verify, the NDJSON
-commit (also as a pull request), resolve (HEAD, GET, ranges, ETags, `X-Repo-Commit`), collections; and data sets, by
-the same routes. Large files live
+commit (also as a pull request), resolve (HEAD, GET, ranges, ETags, `X-Repo-Commit`), collections, gated repositories
+(`Repo.gated`, to everybody); and data sets, by the same routes. Large files live
 on a second port, as on the Hub they live on another host: a client that sends its token there is caught. Not
-imitated: Xet (set `HF_HUB_DISABLE_XET=1`), spaces, discussions, gated repositories.
+imitated: Xet (set `HF_HUB_DISABLE_XET=1`), spaces, discussions.
 
     with HubServer({"hf_writer": Account("alice", orgs=("acme",))}) as hub:
         ...  # HF_ENDPOINT=hub.endpoint
@@ -293,7 +293,10 @@ class ApiHandler(Handler):
 
     @route("GET", "/{namespace}/{name}/resolve/{revision}/{path*}")
     def resolve(self, namespace: str, name: str, revision: str, path: str):
-        commit = self.repo(namespace, name).resolve(revision)
+        repo = self.repo(namespace, name)
+        if repo.gated:
+            self.refuse_gated(repo.id)
+        commit = repo.resolve(revision)
         entry = commit.tree.get(path)
         if entry is None:
             error = {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
@@ -304,6 +307,10 @@ class ApiHandler(Handler):
         location = f"{self.hub.storage}/large/{entry.sha256}"
         linked = {"X-Linked-Size": str(entry.size), "X-Linked-Etag": f'"{entry.sha256}"', "Location": location}
         return self.send(b"", 302, headers | linked, kind="text/plain")
+
+    def refuse_gated(self, repo_id: str) -> None:
+        message = f"Access to {repo_id} is restricted. You must have access to it and be authenticated to access it."
+        raise HubError(403 if self.account else 401, message, "GatedRepo")
 
     # Collections
 

@@ -75,6 +75,7 @@ class Commit:
 class Repo:
     id: str
     private: bool
+    gated: bool = False
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)

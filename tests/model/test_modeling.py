@@ -317,8 +317,8 @@ def test_initialisation_follows_the_seed(make_config):
 
 def test_adapters_on_a_supernet_are_refused_with_the_remedy(make_model):
     peft = pytest.importorskip("peft")
-    settings = peft.LoraConfig(r=2, target_modules=["q_proj"])
-    for cls in (LightHubertModel, LightHubertForCTC):
+    for cls, place in ((LightHubertModel, "q_proj"), (LightHubertForCTC, "q_proj"), (LightHubertForCTC, "lm_head")):
+        settings = peft.LoraConfig(r=2, target_modules=[place])
         model = make_model(cls)
         adapted = peft.get_peft_model(copy.deepcopy(model), settings)
         with pytest.raises(ValueError, match=r"do not fit a supernet.*; extract a subnet first"):

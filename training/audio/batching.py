@@ -81,6 +81,7 @@ class AudioLoader:
         self.batch_samples = round(batch_seconds * SAMPLING_RATE)
         self.window_size, self.equal_lengths, self.max_examples = window_size, equal_lengths, max_examples
         self.start: State | None = None
+        self.counts: dict[str, int] = {}  # rows seen and dropped so far, see `AudioStream.iterate`
 
     def load_state(self, state: State | None) -> None:
         """Let the next iterations begin after the batch that came with `state` (`None`: at the beginning)."""
@@ -113,7 +114,7 @@ class AudioLoader:
     def _iterate(self, state: State | None) -> Iterator[tuple[Batch, State]]:
         state = state or {"stream": self.stream.initial_state(), "window": 0, "taken": 0}
         start, number, taken = state["stream"], state["window"], state["taken"]
-        examples = self.stream.iterate(start)
+        examples = self.stream.iterate(start, counts=self.counts)
         if self.max_examples is not None:
             examples = islice(examples, max(self.max_examples - number * self.window_size, 0))
         while window := list(islice(examples, self.window_size)):

@@ -28,6 +28,7 @@ _MOST_BYTES = 1 << 31  # of a file that is not here, which is read whole
 _MARGIN = SAMPLING_RATE // 10  # samples around a part that its resampling filter sees; it reaches over far fewer
 _CANCELLED = 0.01  # a mix with less than this share of its channels' energy has lost what they held
 _SECONDS_LACKING = 0.1  # the padding that encoders of MP3 add, and some headers count, is shorter
+_REMOTE_BLOCK = 1 << 18  # bytes of a remote file that are fetched at once
 _UNKNOWN = 2**62  # libsndfile says 2**63 - 1 frames where the header does not know
 
 
@@ -47,7 +48,7 @@ class Recording:
         AudioDecodeError: It is not audio that libsndfile reads, or has a rate outside 1 to 768 kHz.
     """
 
-    def __init__(self, audio: bytes | BinaryIO | tuple[Any, int], name: str):
+    def __init__(self, audio: "bytes | BinaryIO | RemoteFile | tuple[Any, int]", name: str):
         self.name = name
         if isinstance(audio, tuple):
             samples, self.sampling_rate = audio
@@ -210,10 +211,18 @@ class Recording:
         import soundfile
 
         try:
-            return function(*arguments, **options)
+            found = function(*arguments, **options)
+            self._raise_fault()
+            return found
         except (soundfile.SoundFileError, ValueError, TypeError, OverflowError, MemoryError) as error:
+            self._raise_fault()
             reason = getattr(error, "error_string", error)  # of libsndfile, without what soundfile adds
             raise AudioDecodeError(f"{self.name} cannot be decoded as audio: {reason}") from error
+
+    def _raise_fault(self) -> None:
+        if isinstance(self._file, RemoteFile) and (fault := self._file.fault) is not None:
+            self._file.fault = None
+            raise fault
 
     def _check(self, samples: np.ndarray) -> None:
         """Refuse what a file of integers cannot hold, and a file of floats should not."""
@@ -258,8 +267,47 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+class RemoteFile:
+    """A file that fsspec opens, for libsndfile to read parts of.
+
+    libsndfile swallows what goes wrong while it reads: it is kept in `fault`.
+    """
+
+    def __init__(self, path: str):
+        import fsspec
+
+        self._system, self._path = fsspec.core.url_to_fs(path)
+        self._file = self._system.open(self._path, "rb", block_size=_REMOTE_BLOCK)
+        self.fault: Exception | None = None
+        if not self._file.seekable():
+            with self._file as stream:
+                self._file = io.BytesIO(stream.read())
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            try:
+                return self._file.read(size)
+            except ValueError:  # a server that sends whole files only
+                place, whole = self._file.tell(), self._system.cat_file(self._path)
+                self._file = io.BytesIO(whole)
+                self._file.seek(place)
+                return self._file.read(size)
+        except Exception as error:
+            self.fault = error
+            return b""
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+
 def open_audio(audio: Mapping | str | os.PathLike) -> Recording:
-    """Open a recording, reading nothing but its header if it is a file here.
+    """Open a recording, reading nothing but its header, of a URL if its server hands out parts of files.
 
     Args:
         audio: A path, `{"bytes", "path"}` as `datasets` stores it, or `{"array", "sampling_rate"}`. Paths may be
@@ -279,15 +327,7 @@ def open_audio(audio: Mapping | str | os.PathLike) -> Recording:
         return Recording(bytes(data), path or "<bytes without a path>")
     if not path:
         raise AudioDecodeError("an audio example holds neither bytes nor a path")
-    if "://" in path:
-        import fsspec
-
-        with fsspec.open(path, "rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise AudioDecodeError(f"{path} is larger than {_MOST_BYTES >> 30} GiB; download it to read it from there")
-        return Recording(data, path)
-    file = open_regular(path)
+    file = RemoteFile(path) if "://" in path else open_regular(path)
     try:
         return Recording(file, path)
     except BaseException:

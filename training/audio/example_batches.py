@@ -91,6 +91,7 @@ class StreamedBatches:
 
     `accept` says whether an example can be trained on; the others are left out and counted in `num_refused`. With
     `label_column` the sources name that column as their `text_column`, as the one that a stream carries along.
+    `counts` says how many rows of this process's part were seen and dropped, in every epoch anew.
     """
 
     def __init__(
@@ -122,6 +123,10 @@ class StreamedBatches:
             rank=rank,
             world_size=world_size,
         )
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return self.loader.counts
 
     def load_states(self, states: Sequence[dict[str, Any]]) -> None:
         """Go on where all processes of a run stood: exactly with as many of them, see `AudioLoader.load_states`."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from lighthubert_hf.costs.figures import human_seconds
 from lighthubert_hf.preprocessing import SAMPLING_RATE
+from lighthubert_hf.progress import progress_bar
 
 from .opening import look_up
 from .sources import AudioSource
@@ -86,8 +87,6 @@ def read_examples(
         MemoryOverflow: if `max_gigabytes` is reached before the data end.
         ValueError: if a source has no transcripts or there is nothing to read.
     """
-    from tqdm.auto import tqdm
-
     if not label_columns:
         check_transcribed(sources)
     examples, limit = [], int(max_gigabytes * 1e9 / BYTES_PER_SECOND * SAMPLING_RATE)
@@ -95,7 +94,7 @@ def read_examples(
     counts = {} if counts is None else counts
     counts |= dict.fromkeys(("seen", *DROPPED), 0)
     seconds = 0.0
-    with tqdm(desc=description, disable=not progress, bar_format="{desc}: {postfix} [{elapsed}]") as bar:
+    with progress_bar(None, description, unit="utterances", shown=progress) as bar:
         for source in sources:
             stream = AudioStream(
                 [source],
@@ -119,7 +118,7 @@ def read_examples(
                     raise MemoryOverflow(f"the labelled speech takes more than {max_gigabytes:g} GB")
                 examples.append(example)
                 seconds += len(example.waveform) / SAMPLING_RATE
-                bar.set_postfix_str(f"{len(examples)} utterances, {human_seconds(seconds)}", refresh=False)
+                bar.set_postfix_str(human_seconds(seconds), refresh=False)
                 bar.update()
                 if len(examples) == max_examples or (wanted is not None and read >= wanted):
                     break

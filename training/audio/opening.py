@@ -5,10 +5,11 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lighthubert_hf.absent import absent
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 from .decoding import AudioDecodeError, Channel, Recording, open_audio
@@ -80,18 +81,15 @@ class OpenSource:
 
     def _load(self) -> "Manifest | _DatasetRows":
         from datasets import load_dataset, load_dataset_builder
-        from datasets.exceptions import DatasetNotFoundError
 
         path, files, split = self.source.path, self.source.files, self.source.split
+        if files is None and not self.is_remote and not Path(path).is_dir():
+            raise absent("data set", path)
         try:
             if files is not None:
                 files = [glob.escape(file) if os.path.exists(file) else file for file in files]
                 return _DatasetRows(
                     load_dataset(_format_of(files), data_files={split: files}, split=split, streaming=True)
-                )
-            if not self.is_remote and not Path(path).is_dir():
-                raise FileNotFoundError(
-                    f"{path}: no such folder; give a folder, a file, a glob of files or a Hub dataset id"
                 )
             if not self.is_remote and any(map(os.path.abspath(path).__contains__, GLOB_CHARACTERS)):
                 kind, folder = _format_of(_files_in(path)), glob.escape(os.path.abspath(path))
@@ -100,12 +98,10 @@ class OpenSource:
             builder = load_dataset_builder(path, name=self.source.config_name)
             metadata = read_metadata(builder, split)
             return metadata if metadata is not None else _DatasetRows(builder.as_streaming_dataset(split=split))
-        except DatasetNotFoundError as error:
-            raise FileNotFoundError(f"{path}: neither a folder here nor a dataset of the Hub ({error})") from error
-        except ConnectionError as error:
-            if files is not None:
-                raise
-            raise FileNotFoundError(f"{path}: no such folder here, and the Hub cannot be reached ({error})") from error
+        except OSError as error:
+            if files is not None and self.is_remote:
+                raise  # it may be a fault of the network
+            raise absent("data set", self.source.name, error) from error
         except ValueError as error:  # a missing split or configuration: the message says which there are
             raise ValueError(f"{path!r} cannot be opened: {' '.join(str(error).split())}") from error
 
@@ -162,6 +158,8 @@ class OpenSource:
             audio = self._audio(values)
             shared["audio"] = audio
             parts = self._parts(audio, *self._excerpt(values))
+        except ConnectionError:
+            raise
         except (AudioDecodeError, OSError) as error:
             return [RawExample(place, **{"audio": {}, **shared}, problem=str(error))]
         return [
@@ -208,11 +206,9 @@ class OpenSource:
         channel = self.source.channel
         if channel != "split" and self.crop_samples is None:
             return [("", channel, start, stop)]
-        if audio.get("bytes") is None and is_url(audio.get("path") or ""):
-            if channel == "split":
-                raise AudioDecodeError(f"{audio['path']}: channel=split needs files that are here; download them")
-            return [("", channel, start, stop)]
-        with open_audio(audio) as recording:
+        with self.retry.call(
+            lambda: open_audio(audio), is_fault_of(audio), f"reading {audio.get('path')}"
+        ) as recording:
             channels = recording.channels(channel)
             segments = self._segments(recording, start, stop)
         return [
@@ -231,6 +227,11 @@ class OpenSource:
             return [(start, stop)]
         bounds = [start + (end - start) * place // number for place in range(number + 1)]
         return list(itertools.pairwise(bounds))
+
+
+def is_fault_of(audio: Mapping[str, Any]) -> Callable[[Exception], bool]:
+    """Whether an error while audio is read is one of the network, which may be gone at the next attempt."""
+    return lambda error: is_url(audio.get("path") or "") and is_network_fault(error)
 
 
 def part_of(recording: Recording, start: int, stop: int | None) -> tuple[int, int]:
@@ -289,7 +290,7 @@ def _matching(pattern: str) -> list[str]:
         return [pattern]
     found = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
     if not found:
-        raise FileNotFoundError(f"{pattern}: no such file")
+        raise absent("data set", pattern)
     return found
 
 

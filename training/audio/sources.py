@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from lighthubert_hf.absent import is_hub_name
 
 from .decoding import Channel
 from .row_paths import is_url
@@ -107,7 +108,7 @@ class AudioSource:
             return False
         if self.files is not None:
             return is_url(self.files[0])
-        return not Path(self.path).exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.path) is not None
+        return not Path(self.path).exists() and is_hub_name(self.path)
 
 
 def _expanded(path: str | os.PathLike) -> str:

@@ -22,10 +22,9 @@ import numpy as np
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 
 from .decoding import AudioDecodeError, Recording, normalise, open_audio
-from .network import Retry, is_network_fault
-from .opening import OpenSource, look_up, part_of, top_column
+from .network import Retry
+from .opening import OpenSource, is_fault_of, look_up, part_of, top_column
 from .reading import ShuffledReader
-from .row_paths import is_url
 from .sources import AudioSource, RawExample, random_generator
 
 __all__ = ["AudioSource", "AudioStream"]
@@ -272,13 +271,13 @@ class AudioStream:
         if self.labelled and (lacking := self._lacking(raw)) is not None:
             return _Heard("unlabelled", f"it has no {lacking}")
         path = raw.audio.get("path")
-        try:
-            with self._retry.call(
-                lambda: open_audio(raw.audio),
-                lambda error: is_url(path or "") and is_network_fault(error),
-                f"reading {path}",
-            ) as recording:
+
+        def hear() -> _Heard:
+            with open_audio(raw.audio) as recording:
                 return self._hear(recording, raw)
+
+        try:
+            return self._retry.call(hear, is_fault_of(raw.audio), f"reading {path}")
         except AudioDecodeError as error:
             return _Heard("broken", str(error))
         except ConnectionError:

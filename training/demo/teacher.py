@@ -19,6 +19,7 @@ from transformers import HubertConfig, HubertForCTC, Wav2Vec2Processor
 from lighthubert_hf.files import read_object, replacing_folder
 from lighthubert_hf.locks import locked
 from lighthubert_hf.preprocessing import SAMPLING_RATE
+from lighthubert_hf.progress import progress_bar
 from lighthubert_hf.training.audio.batching import Batch, training_loader, validation_loader
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.finetuning.decoding import greedy_ids, transcriptions
@@ -267,8 +268,6 @@ def _fit(
     description: str,
 ) -> None:
     """AdamW with a warm-up over 5 % of the steps and a linear decay to zero from the share `decay_from` of them."""
-    from tqdm.auto import tqdm
-
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
 
     def factor(step: int) -> float:
@@ -276,7 +275,7 @@ def _fit(
         return min(1.0, done / 0.05, (1 - step / steps) / (1 - decay_from) if decay_from < 1 else 1.0)
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    with tqdm(islice(batches, steps), total=steps, desc=description, unit="step") as progress:
+    with progress_bar(islice(batches, steps), description, total=steps, unit="steps") as progress:
         for step, batch in enumerate(progress):
             loss = loss_of(batch)
             loss.backward()

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
 from lighthubert_hf.files import write_text
+from lighthubert_hf.progress import progress_bar, write_line
 
 from .recipe import DistillationRecipe
 from .step import StepResult
@@ -44,13 +44,9 @@ class TrainingLog:
             _truncate(self.path, start)
         if recipe.logging.trackers:
             accelerator.init_trackers(recipe.logging.project, config=_flat(recipe.model_dump(mode="json")))
-        self.bar = tqdm(
-            total=recipe.training.steps,
-            initial=start,
-            desc=recipe.name,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not (self.active and show_progress),
+        self.shown = self.active and show_progress
+        self.bar = progress_bar(
+            None, recipe.name, total=recipe.training.steps, done=start, unit="steps", shown=self.shown
         )
 
     def step(self, step: int, result: StepResult, lr: float, audio_seconds: float, skipped_steps: int) -> None:
@@ -89,7 +85,8 @@ class TrainingLog:
         if not self.active:
             return
         self.since += seconds
-        tqdm.write(f"step {step}, validation loss: " + ", ".join(f"{k} {v:.4f}" for k, v in losses.items()))
+        if self.shown:
+            write_line(f"step {step:,}, validation loss: " + ", ".join(f"{k} {v:.4f}" for k, v in losses.items()))
         self._write({"step": step, "validation": losses})
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from lighthubert_hf.training.recipes.sections import (
     ModelConfig,
     NonNegativeInt,
     OptimizerSection,
+    PathText,
     PositiveFloat,
     PositiveInt,
     Probability,
@@ -42,7 +43,7 @@ from lighthubert_hf.training.recipes.sections import (
 class TeacherSection(Section):
     """The frozen model to learn from: any HuBERT, wav2vec2, WavLM or data2vec-audio."""
 
-    path: str | None = Field(None, description="Hub id or folder")
+    path: PathText | None = Field(None, description="Hub id or folder")
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     random_config: ModelConfig | None = Field(
@@ -99,7 +100,9 @@ class OrderSection(Section):
 class StudentSection(Section):
     """What is trained: a supernet, or, with `subnet` or without any space, a static model."""
 
-    init: str = Field("teacher", description="'teacher' (its weights), 'random', or a LightHuBERT folder or Hub id")
+    init: PathText = Field(
+        "teacher", description="'teacher' (its weights), 'random', or a LightHuBERT folder or Hub id"
+    )
     revision: str | None = None
     search_space: Literal["small", "base", "small_elastic", "base_elastic", "teacher"] | SpaceSection | None = Field(
         "teacher",

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from lighthubert_hf import LightHubertForPreTraining, Subnet
 from lighthubert_hf.files import scratch_folder
 from lighthubert_hf.preprocessing import SAMPLING_RATE
+from lighthubert_hf.progress import progress_bar
 from lighthubert_hf.search.score import Score
 from lighthubert_hf.training.audio.batching import Batch, validation_loader
 from lighthubert_hf.training.audio.sources import AudioSource
@@ -64,7 +64,7 @@ class DistillationScore:
         self.model = model.eval()
         self._cache = _Cache(memory_limit, cache_folder, disk_limit)
         self.num_clips, samples = 0, 0
-        for batch in tqdm(batches, "teacher targets", unit="batch", disable=not progress):
+        for batch in progress_bar(batches, "teacher targets", unit="batches", shown=progress):
             prepared = _prepare(model, batch, targets)
             self.num_clips += len(prepared.lengths)
             samples += int(prepared.lengths.sum())

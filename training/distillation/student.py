@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, SearchSpace, Subnet
-from lighthubert_hf.loading import load
+from lighthubert_hf.loading import load, load_config
 from lighthubert_hf.subnets import choose_subnet
 
 from .channel_order import WITH_OWN, share_with_widths
@@ -112,18 +112,15 @@ def _copy_weights(teacher: PreTrainedModel, student: LightHubertForPreTraining) 
 
 def _loaded(settings: StudentSection, target_size: int) -> LightHubertForPreTraining:
     try:
-        data, _ = LightHubertConfig.get_config_dict(settings.init, revision=settings.revision)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"student.init {settings.init!r} is neither 'teacher', 'random', nor a folder or Hub id of a LightHuBERT "
-            f"({' '.join(str(error).split())})"
-        ) from None
-    if data.get("model_type") != LightHubertConfig.model_type:
+        found = load_config(settings.init, settings.revision)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"student.init is neither 'teacher' nor 'random', and {error}") from None
+    if found.model_type != LightHubertConfig.model_type:
         raise ValueError(
-            f"student.init {settings.init!r} is a {data.get('model_type')} model, not a LightHuBERT; convert it, or "
+            f"student.init {settings.init!r} is a {found.model_type} model, not a LightHuBERT; convert it, or "
             "name it as teacher.path with student.init=teacher"
         )
-    config = _config(LightHubertConfig.from_dict(data).to_dict() | {"target_size": target_size}, settings)
+    config = _config(found.to_dict() | {"target_size": target_size}, settings)
     # A folder without a prediction head, or with one for another teacher, gets a new one; all else must be there.
     loaded = load(
         LightHubertForPreTraining,

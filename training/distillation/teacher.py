@@ -11,7 +11,6 @@ from lighthubert_hf import LightHubertModel
 from lighthubert_hf.loading import load_encoder
 from lighthubert_hf.padding import is_padding_invariant
 from lighthubert_hf.training.distillation.objectives.base import TeacherOutput, TeacherRequest
-from lighthubert_hf.weights import WeightsError
 
 from .own_form import own_form
 from .recipe import TeacherSection
@@ -34,13 +33,7 @@ def load_teacher(settings: TeacherSection, seed: int = 0) -> PreTrainedModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return HubertModel(config).to(DTYPES[settings.dtype])
-    try:
-        return load_encoder(settings.path, settings.revision, dtype=DTYPES[settings.dtype])
-    except (FileNotFoundError, WeightsError) as error:
-        raise type(error)(
-            f"teacher {settings.path!r} cannot be loaded; give a Hub id or a folder with config.json and weights "
-            f"({error})"
-        ) from None
+    return load_encoder(settings.path, settings.revision, dtype=DTYPES[settings.dtype])
 
 
 class Teacher:

@@ -15,6 +15,7 @@ from typing import Any
 from lighthubert_hf.costs.figures import human_seconds
 from lighthubert_hf.files import is_leftover, read_object, replacing_file, sweep, write_json
 from lighthubert_hf.locks import locked
+from lighthubert_hf.progress import progress_bar
 from lighthubert_hf.training.runs.stopping import StopRequest
 
 from .encoding import AudioWindows, Window
@@ -101,10 +102,8 @@ class ShardedOutput:
     def _fill(
         self, windows: AudioWindows, rows_of: Callable[[Window], list[Row]], done: Written, progress: bool
     ) -> Written:
-        from tqdm.auto import tqdm
-
         rows, seconds = [], 0.0
-        bar = tqdm(desc=self.name, unit=" recordings", initial=done.rows, disable=not progress)
+        bar = progress_bar(None, self.name, done=done.rows, unit="recordings", shown=progress)
         with StopRequest() as stop, bar:
             for window in windows.iterate(done.state):
                 rows += rows_of(window)

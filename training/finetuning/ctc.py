@@ -104,6 +104,11 @@ class CtcFineTuning(FineTuningTask):
         )
         return train, dict(zip(SYNTHETIC_HELD_OUT, held_out, strict=True))
 
+    def check_names(self) -> None:
+        super().check_names()
+        if self.recipe.data.vocabulary is not None:
+            self._processor = self._loaded()
+
     def prepare(self, train: list[SpeechExample] | None, sources: list[AudioSource]) -> None:
         data = self.recipe.data
         if train is None and data.vocabulary is None:
@@ -115,11 +120,20 @@ class CtcFineTuning(FineTuningTask):
             train = read_examples(sources, max_examples=LOOK, max_seconds=data.max_seconds, progress=False)
         raw = [example.text for example in train]
         texts = [self.clean(text) for text in raw]
-        self._processor = load_processor(data.vocabulary) if data.vocabulary is not None else self._built(texts)
+        if data.vocabulary is None:
+            self._processor = self._built(texts)
         found = coverage(texts, self._processor.tokenizer)
         self._warn(found, "the training transcripts", raw)
         self.facts = {"vocabulary": {"units": data.units, **found.to_dict()}}
         self._report = describe(found, "units" if data.vocabulary is not None else UNITS[data.units], len(texts))
+
+    def _loaded(self) -> Wav2Vec2Processor:
+        data, model = self.recipe.data, self.recipe.model
+        revision = data.vocabulary_revision or (model.revision if data.vocabulary == model.path else None)
+        try:
+            return load_processor(data.vocabulary, revision)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"data.vocabulary: {error}") from None
 
     def _built(self, texts: list[str]) -> Wav2Vec2Processor:
         data = self.recipe.data

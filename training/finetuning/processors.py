@@ -81,13 +81,14 @@ def build_processor(vocabulary: list[str]) -> Wav2Vec2Processor:
     return Wav2Vec2Processor(feature_extractor=build_feature_extractor(), tokenizer=tokenizer)
 
 
-def load_processor(name: str) -> Wav2Vec2Processor:
+def load_processor(name: str, revision: str | None = None) -> Wav2Vec2Processor:
     """The processor of another model, for its vocabulary (`name`: a folder or Hub id).
 
     Raises:
-        ValueError: if it does not normalise waveforms, as the data here are.
+        FileNotFoundError: if there is none.
+        ValueError: if it cannot be read, or does not normalise waveforms, as the data here are.
     """
-    processor = load_speech_processor(name)
+    processor = load_speech_processor(name, revision)
     if not processor.feature_extractor.do_normalize:
         raise ValueError(
             f"the feature extractor of {name} has do_normalize=False, but training data are normalised; "

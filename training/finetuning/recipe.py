@@ -15,6 +15,7 @@ from lighthubert_hf.training.recipes.sections import (
     NonNegativeFloat,
     NonNegativeInt,
     OptimizerSection,
+    PathText,
     PositiveFloat,
     PositiveInt,
     Probability,
@@ -34,7 +35,7 @@ from lighthubert_hf.training.recipes.sections import (
 class PretrainedSection(Section):
     """The encoder to fine-tune: a LightHuBERT (static, or a supernet and one of its subnets) or a plain HuBERT."""
 
-    path: str | None = Field(None, description="folder or Hub id")
+    path: PathText | None = Field(None, description="folder or Hub id")
     revision: str | None = None
     subnet: Literal["smallest", "default", "largest"] | SubnetSection | None = Field(
         None, description="which subnet of a supernet; None: its default"
@@ -235,11 +236,12 @@ class TranscribedDataSection(LabelledDataSection):
     synthetic_minutes: Minutes | None = Field(
         None, description="instead of sources and evaluation: minutes of synthetic speech, made at the start"
     )
-    vocabulary: str | None = Field(
+    vocabulary: PathText | None = Field(
         None,
         description="folder or Hub id whose tokenizer to use (equal to model.path: its head is kept as well); "
         "None: it is built from the transcripts",
     )
+    vocabulary_revision: str | None = Field(None, description="of `vocabulary` on the Hub; None: main, or the model's")
     units: Literal["characters", "bpe", "phonemes"] = Field(
         "characters",
         description="of a vocabulary that is built: characters; pieces of words, found by byte-pair encoding; or "
@@ -266,7 +268,7 @@ class DecodingSection(Section):
 
     kind: Literal["greedy", "beam"] = "greedy"
     beam_width: Small = 32
-    language_model: str | None = Field(None, description="a KenLM file, .arpa or binary")
+    language_model: PathText | None = Field(None, description="a KenLM file, .arpa or binary")
     language_model_weight: NonNegativeFloat = 0.5
     word_bonus: Annotated[float, Field(ge=-1e3, le=1e3)] = 1.0
 
@@ -309,7 +311,7 @@ class ClassifiedDataSection(LabelledDataSection):
         "None: what the training data hold",
     )
     num_speakers: Speakers = Field(2, description="diarization: speakers told apart in a recording")
-    trials: dict[str, str] = Field(
+    trials: dict[str, PathText] = Field(
         {}, description="verification: held-out set to a file of lines '1 ID ID' or '0 ID ID'; without, all pairs"
     )
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import gather_object
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -21,6 +23,7 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 
+from lighthubert_hf.absent import absent
 from lighthubert_hf.extras import require, require_trackers
 from lighthubert_hf.hub.publishing import push_folder
 from lighthubert_hf.preprocessing import SAMPLING_RATE
@@ -47,6 +50,7 @@ from .classification import ClassificationFineTuning
 from .ctc import CtcFineTuning
 from .diarization import DiarizationFineTuning
 from .model import Thawing, add_lora, build_model, freeze
+from .progress import ProgressLine
 from .recipe import CtcRecipe, FineTuningRecipe
 from .results import facts_of_encoder, read_results, save_results
 from .skipping import NonFiniteSteps
@@ -88,9 +92,9 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
         "evaluation": {set: {score: share, "loss", "examples"}}}`; the scores are `cer` and
         `wer`, `accuracy`, `eer` (without a loss: the speakers are new), or `der`. `dropped` counts training utterances
         that are not learnt from, `left_out` rows of each set that were not used at all (broken, unlabelled, too short,
-        too long), `skipped_steps` steps whose gradients were not finite. A recogniser's `vocabulary` says its size,
-        how often each unit stands in the transcripts, and the share and kinds of characters it does not know. All
-        this is also in `metrics.json`, from where a finished run has it.
+        too long; of a set that is streamed as often as they were met), `skipped_steps` steps whose gradients were not
+        finite. A recogniser's `vocabulary` says its size, how often each unit stands in the transcripts, and the share
+        and kinds of characters it does not know. All this is also in `metrics.json`, from where a finished run has it.
 
     Raises:
         ValueError: if the recipe does not fit the data, the model, or the run that `output_dir` holds; if too many
@@ -107,6 +111,7 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
             if arguments.process_index == 0:
                 say(f"{model_folder} is finished; there is nothing to do", not quiet)
             return read_results(model_folder.parent) | {"model": str(model_folder)}
+        task.check_names()
         facts = facts_of_encoder(recipe.model)  # before the work: a card may be damaged
         if recipe.hub is not None and arguments.process_index == 0:
             make_repository(recipe.hub)
@@ -120,11 +125,12 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
         if (said := task.report()) and arguments.process_index == 0:
             say(said, not quiet)
         model = _model(task)
-        trainer = _trainer(task, arguments, model, speech)
+        trainer = _trainer(task, arguments, model, speech, quiet)
         result = _train(trainer, recipe, checkpoint, shown=not quiet)
         if recipe.lora is not None:
             trainer.model = model = model.merge_and_unload()
         check_finite(model.state_dict(), "the fine-tuned model")
+        refused, left_out = _not_trained_on(trainer.batches, speech)
         metrics = {
             "model": str(model_folder),
             "task": recipe.task,
@@ -132,11 +138,11 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
             "steps": trainer.state.global_step,
             "seconds": round(result.metrics["train_runtime"], 2),
             "training_minutes": None if speech.train is None else round(_minutes(speech.train), 2),
-            "dropped": trainer.batches.num_refused + sum(speech.left_out.get(TRAIN, {}).values()),
+            "dropped": refused + sum(left_out.get(TRAIN, {}).values()),
             "dropped_because": ", or ".join(
-                [task.refused, *(why.replace("_", " ") for why in speech.left_out.get(TRAIN, {}))]
+                [task.refused, *(why.replace("_", " ") for why in left_out.get(TRAIN, {}))]
             ),
-            "left_out": speech.left_out,
+            "left_out": left_out,
             **task.facts,
             "skipped_steps": trainer.non_finite_steps.skipped,
             "evaluation": {
@@ -156,14 +162,16 @@ def finetune(recipe: FineTuningRecipe, *, overwrite: bool = False, quiet: bool =
 
 
 def _check_packages(recipe: FineTuningRecipe) -> None:
-    """Before anything is read, see that what only this recipe needs is installed."""
+    """Before anything is read, see that what only this recipe needs is there."""
     require_trackers(recipe.logging.trackers)
     if recipe.data.synthetic is not None:
         require("demo", what="synthetic speech")
     if recipe.lora is not None:
         require("peft", what="lora")
-    if isinstance(recipe, CtcRecipe) and recipe.decoding.language_model is not None:
+    if isinstance(recipe, CtcRecipe) and (file := recipe.decoding.language_model) is not None:
         require("lm", what="a language model")
+        if not Path(file).is_file():
+            raise absent("language model", file)
 
 
 def _check_scores(evaluation: dict[str, dict[str, float]]) -> None:
@@ -289,6 +297,19 @@ def _left_out(counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
     return {name: part for name, part in reasons.items() if part}
 
 
+def _not_trained_on(
+    batches: MemoryBatches | StreamedBatches, speech: _Speech
+) -> tuple[int, dict[str, dict[str, int]]]:
+    """Utterances that cannot be learnt, and what was left out of each set; of a stream, of all processes together."""
+    if isinstance(batches, MemoryBatches):
+        return batches.num_refused, speech.left_out
+    everywhere = gather_object([(batches.num_refused, dict(batches.counts))])
+    counts = Counter()
+    for _, own in everywhere:
+        counts.update(own)
+    return sum(refused for refused, _ in everywhere), _left_out({TRAIN: counts}) | speech.left_out
+
+
 def _held_out(
     examples: list[SpeechExample], share: float, seed: int
 ) -> tuple[list[SpeechExample], list[SpeechExample]]:
@@ -342,7 +363,7 @@ def _batches(task: FineTuningTask, collate, speech: _Speech, rank: int, world_si
 
 
 def _trainer(
-    task: FineTuningTask, arguments: TrainingArguments, model: PreTrainedModel, speech: _Speech
+    task: FineTuningTask, arguments: TrainingArguments, model: PreTrainedModel, speech: _Speech, quiet: bool
 ) -> SpeechTrainer:
     recipe, collate = task.recipe, task.collator(model)
     trainer = task.trainer_class(
@@ -359,8 +380,9 @@ def _trainer(
         keep_checkpoints=2 if recipe.checkpoint is None else recipe.checkpoint.keep,
         **task.trainer_options,
     )
-    if arguments.disable_tqdm:
-        trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(PrinterCallback)  # it prints dicts to standard output
+    if not quiet:
+        trainer.add_callback(ProgressLine(recipe.name))
     return trainer
 
 
@@ -395,7 +417,7 @@ def _arguments(task: FineTuningTask, quiet: bool) -> TrainingArguments:
         logging_steps=recipe.logging.every,
         report_to=[tracker for tracker in recipe.logging.trackers if tracker != "tensorboard"],
         run_name=recipe.name,
-        disable_tqdm=quiet,
+        disable_tqdm=True,  # there is a line of our own
         label_names=["labels"],
         # The batches resume from their own state.
         ignore_data_skip=True,

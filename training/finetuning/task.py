@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 
+from lighthubert_hf.loading import load_config
 from lighthubert_hf.preprocessing import build_feature_extractor
 from lighthubert_hf.training.audio.examples import SpeechExample
 from lighthubert_hf.training.audio.sources import AudioSource
@@ -48,6 +49,11 @@ class FineTuningTask:
     def synthesise(self, folder: Path) -> tuple[list[AudioSource], dict[str, list[AudioSource]]]:
         """Make the synthetic speech that the recipe asks for: training and held-out sources."""
         raise NotImplementedError
+
+    def check_names(self) -> None:
+        """Raise for what the recipe names and cannot be had: before the data are read, which may take long."""
+        if self.recipe.model.path is not None:
+            load_config(self.recipe.model.path, self.recipe.model.revision)
 
     def prepare(self, train: list[SpeechExample] | None, sources: list[AudioSource]) -> None:
         """Look at the training data (`None`: they are streamed from `sources`) before there is a model."""

@@ -17,6 +17,8 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from lighthubert_hf.absent import suggestion
+
 from .sections import Recipe, Section
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -106,10 +108,9 @@ def _read(kind: type[Section], path_or_name: str | Path) -> tuple[str, str]:
     shipped = shipped_recipes(kind)
     if str(path_or_name) in shipped:
         return (_shipped(kind) / f"{path_or_name}.yaml").read_text(encoding="utf-8"), str(path_or_name)
-    raise FileNotFoundError(
-        f"no recipe {str(path_or_name)!r}: neither a file nor one of {', '.join(shipped)}"
-        f"{_hint(str(path_or_name), shipped)}"
-    )
+    hint = suggestion(path_or_name)
+    hint = f"; {hint}" if hint else _hint(str(path_or_name), shipped)
+    raise FileNotFoundError(f"no recipe {str(path_or_name)!r}: neither a file nor one of {', '.join(shipped)}{hint}")
 
 
 def _key_and_value(override: str) -> tuple[str, Any]:

@@ -3,7 +3,7 @@
 import os
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic import model_validator as checked
 
 # Every number has an upper bound, far above what is of use: a mistyped one beyond would fill the memory or never end.
@@ -45,6 +45,17 @@ ModelConfig = Annotated[dict[str, Any], AfterValidator(_bounded)]
 ChannelChoice = Literal["mean", "split"] | Annotated[int, Field(ge=0, le=1_023, strict=True)]
 
 
+def _path_text(value: Any) -> Any:
+    """A path as text; `~` is the home folder, also where no shell replaced it."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
+
+
+# A folder, a file or what else has a name.
+PathText = Annotated[str, BeforeValidator(_path_text)]
+
+
 class Section(BaseModel):
     """Unknown keys are errors; values do not change after loading."""
 
@@ -63,30 +74,30 @@ class Recipe(Section):
 
     name: str
     description: str = ""
-    output_dir: str
+    output_dir: PathText
     seed: Seed = 0
 
 
-class SourceSection(Section):
-    """One source of audio, see `AudioSource`."""
+class ReadingSection(Section):
+    """How audio is found and read wherever a data set is named, see `AudioSource`."""
 
-    path: str = Field(description="a Hub id, a folder, a file, a glob or a URL")
-    split: str = "train"
     config_name: str | None = None
     audio_column: str | None = Field(None, description="None: the only one; a.b is the field b of the column a")
-    text_column: str | None = None
     channel: ChannelChoice = Field(
         "mean", description="of recordings with several: their mean, the number of one, or each as an example (split)"
     )
     allow_paths: tuple[str, ...] = Field(
         (), description="folders and URLs outside the data set that its rows may name files of"
     )
-    weight: PositiveFloat = 1.0
 
-    @field_validator("path", mode="before")
-    @classmethod
-    def _paths_are_text(cls, value):
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+class SourceSection(ReadingSection):
+    """One source of audio, see `AudioSource`."""
+
+    path: PathText = Field(description="a Hub id, a folder, a file, a glob or a URL")
+    split: str = "train"
+    text_column: str | None = None
+    weight: PositiveFloat = 1.0
 
 
 class SubnetSection(Section):

@@ -2,11 +2,11 @@
 
 import logging
 import os
-import sys
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
+
+from lighthubert_hf.progress import write_line
 
 logger = logging.getLogger(__name__)
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 def say(text: str, shown: bool = True) -> None:
     """A line on standard error that does not tear a progress bar; in the log only, if nothing is to be shown."""
     if shown:
-        tqdm.write(text, file=sys.stderr)
+        write_line(text)
     else:
         logger.info("%s", text)
 

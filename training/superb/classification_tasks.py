@@ -22,8 +22,12 @@ class ClassificationTask(Task):
     pooled = True
     roles: tuple[str, ...] = ("label",)
 
+    @property
+    def labels_in(self) -> tuple[str, ...]:
+        return self.roles
+
     def prepare(self, rows: list[dict[str, Any]]) -> None:
-        self.classes = [sorted({self.column(row, role) for row in rows}) for role in self.roles]
+        self.classes = [sorted({self.column(row, role) for row in rows}, key=str) for role in self.roles]
         self._ids = [{value: index for index, value in enumerate(values)} for values in self.classes]
 
     def labels(self, row: dict[str, Any]) -> list[int]:

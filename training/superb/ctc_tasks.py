@@ -15,6 +15,7 @@ from lighthubert_hf.metrics import (
     SlotF1,
     WordErrorRate,
 )
+from lighthubert_hf.training.audio.examples import transcript
 from lighthubert_hf.training.tasks.ctc import frames_needed
 
 from .heads import FrameClassifier, RecurrentRecogniser
@@ -32,16 +33,24 @@ class CtcTask(Task):
     role = "text"
     separator = ""
 
+    @property
+    def labels_in(self) -> tuple[str, ...]:
+        return (self.role,)
+
+    def said(self, row: dict[str, Any]) -> str:
+        """What the column of the labels holds, as text."""
+        return transcript(self.column(row, self.role), f"of {self.data.path}")
+
     def tokens(self, text: str) -> list[str]:
         """Single characters, of which runs of white space are one."""
         return list(" ".join(text.split()))
 
     def text(self, row: dict[str, Any]) -> str:
         """The text to recognise, its tokens put together as predictions are."""
-        return self.separator.join(self.tokens(str(self.column(row, self.role))))
+        return self.separator.join(self.tokens(self.said(row)))
 
     def prepare(self, rows: list[dict[str, Any]]) -> None:
-        found = {token for row in rows for token in self.tokens(str(self.column(row, self.role)))}
+        found = {token for row in rows for token in self.tokens(self.said(row))}
         if not found:
             raise ValueError(
                 f"{self.name}: the {self.role} of {self.data.path} is empty, so there is nothing to learn"
@@ -50,7 +59,7 @@ class CtcTask(Task):
         self._ids = {token: index for index, token in enumerate(self.vocabulary)}
 
     def labels(self, row: dict[str, Any]) -> list[int]:
-        return [self._ids[token] for token in self.tokens(str(self.column(row, self.role)))]
+        return [self._ids[token] for token in self.tokens(self.said(row))]
 
     def accepts(self, utterance: Utterance) -> bool:
         labels = self.labels(utterance.row)

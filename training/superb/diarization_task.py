@@ -26,6 +26,10 @@ class SpeakerDiarization(Task):
     name, title, hub_task = "sd", "speaker diarisation", "voice-activity-detection"
     metrics = (Metric("der", "DER", False),)
 
+    @property
+    def labels_in(self) -> tuple[str, ...]:
+        return ("segments",)
+
     def prepare(self, rows: list[dict[str, Any]]) -> None:
         self.num_speakers = max(len(self._speakers(row)) for row in rows)
         if self.num_speakers > MOST_SPEAKERS:

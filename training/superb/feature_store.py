@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
+from lighthubert_hf.absent import absent
 from lighthubert_hf.files import file_checksum, is_leftover, replacing_folder, sweep, with_checksum
 from lighthubert_hf.preprocessing import SAMPLING_RATE
+from lighthubert_hf.progress import progress_bar
 from lighthubert_hf.training.audio.row_paths import is_url
 from lighthubert_hf.training.audio.sources import AudioSource
 
@@ -114,7 +115,7 @@ class FeatureStore:
     def _write(self, upstream: Upstream, selection: Selection, folder: Path, counts: dict, progress: bool) -> int:
         """Features and rows; returns the samples read."""
         written, samples, room = 0, 0, self.limit - sum(map(_size, self._sets()))
-        bar = tqdm(desc=f"features of {selection.source.split}", unit=" utterances", disable=not progress)
+        bar = progress_bar(None, f"features of {selection.source.split}", unit="utterances", shown=progress)
         with bar, (folder / FEATURES).open("wb") as features, (folder / ROWS).open("w", encoding="utf-8") as rows:
             for examples in in_chunks(selection.read(counts), CHUNK):
                 states = upstream.features([example["input_values"] for example in examples])
@@ -175,7 +176,7 @@ def data_fingerprint(source: AudioSource) -> Any:
     patterns += [os.path.join(glob.escape(folder), "**") for folder in folders]
     paths = sorted(path for pattern in patterns for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
     if not paths:
-        raise FileNotFoundError(f"{source.path}: no such folder or files; give a folder, a glob of files or a Hub id")
+        raise absent("data set", source.name)
     start = source.path if source.files is None else os.curdir
     return [[os.path.relpath(path, start), os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths]
 
@@ -186,11 +187,9 @@ def _size(folder: Path) -> int:
 
 def _commit(dataset: str) -> str:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return f"{dataset}@{HfApi().dataset_info(dataset).sha}"
-    except RepositoryNotFoundError:
-        raise FileNotFoundError(f"{dataset}: neither a folder here nor a dataset of the Hub") from None
     except (HfHubHTTPError, OSError) as error:
-        raise FileNotFoundError(f"{dataset}: no such folder here, and the Hub cannot be reached ({error})") from error
+        raise absent("data set", dataset, error) from error

@@ -224,7 +224,7 @@ class _Evaluation:
             progress=self.progress,
         )
         return {
-            "metrics": task.test(probe.head, splits["test"].once()),
+            "metrics": task.test(probe.head, task.labelled(splits["test"].once())),
             "validation": probe.validation,
             "kept_step": probe.kept_step,
             "loss": probe.loss,

@@ -7,8 +7,8 @@ from itertools import islice
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
+from lighthubert_hf.progress import progress_bar
 from lighthubert_hf.training.runs.memory import trim_every_so_often
 
 from .settings import Rates
@@ -78,7 +78,7 @@ def _train(task, train, validation, head, rates: Rates, seed: int, validations: 
     batches = _Batches(task, train, rates.batch_size, seed, next(head.parameters()).device)
     checks = {round(rates.steps * number / validations) for number in range(1, validations + 1)} | {rates.steps}
     probe, losses, best = Probe(head, rates.steps), [], None
-    with tqdm(total=rates.steps, desc=f"head of {task.name}", unit="step", disable=not progress) as bar:
+    with progress_bar(None, f"head of {task.name}", total=rates.steps, unit="steps", shown=progress) as bar:
         for step in range(1, rates.steps + 1):
             head.train()
             loss = task.loss(head, next(batches))
@@ -96,7 +96,7 @@ def _train(task, train, validation, head, rates: Rates, seed: int, validations: 
             if step % 10 == 0:
                 bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
             if validation is not None and step in checks:
-                probe.validation[step] = task.evaluate(head, validation.once())
+                probe.validation[step] = task.evaluate(head, task.labelled(validation.once()))
                 value = _goodness(task, probe.validation[step])
                 if best is None or value > best:
                     best, probe.kept_step, kept = value, step, copy.deepcopy(head.state_dict())
@@ -129,7 +129,7 @@ class _Batches:
 
     def __next__(self) -> FeatureBatch:
         for utterances in islice(self._batches, _MOST_BARREN):
-            usable = [utterance for utterance in utterances if self.task.accepts(utterance)]
+            usable = [one for one in utterances if self.task.is_labelled(one.row) and self.task.accepts(one)]
             self.refused |= {utterance.id for utterance in utterances} - {utterance.id for utterance in usable}
             if usable:
                 return make_batch(usable, self.device)

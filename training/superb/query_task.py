@@ -7,9 +7,9 @@ a pair's score is minus the cost of the best match, and scores are standardised 
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from lighthubert_hf.metrics import MaximumTermWeightedValue
+from lighthubert_hf.progress import progress_bar
 
 from .dtw import query_distances, subsequence_costs
 from .settings import TaskData
@@ -37,7 +37,7 @@ class QueryByExample:
         relevant = self._relevance(queries, documents)
         names = np.repeat([str(index) for index in range(len(queries))], len(documents))
         values = {}
-        for state in tqdm(states, "matching queries", unit="layer", disable=not progress):
+        for state in progress_bar(states, "matching queries", unit="layers", shown=progress):
             scores = match_scores(list(queries.once()), list(documents.once()), state)
             values[state] = MaximumTermWeightedValue().compute(
                 predictions=scores.ravel(), references=relevant.ravel(), queries=names

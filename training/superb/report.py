@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
+from lighthubert_hf.absent import absent
 from lighthubert_hf.costs.figures import human
 from lighthubert_hf.files import read_object, write_text
 from lighthubert_hf.hub.card import CardFacts, read_config
@@ -107,7 +108,7 @@ def check_card(folder: str | Path, of_subnet: bool) -> None:
     """Raise what `update_card` would raise: before hours of training rather than after."""
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} is no model folder here, so it has no card to update")
+        raise FileNotFoundError(f"only a folder's card can be updated, and {absent('model folder', folder)}")
     if of_subnet:
         raise ValueError(f"the card of {folder} is the supernet's, the scores are a subnet's; extract it beforehand")
     read_config(read_object(folder / CONFIG))

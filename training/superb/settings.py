@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +12,14 @@ from pydantic import model_validator as checked
 
 from lighthubert_hf.hub.card import is_hub_id
 from lighthubert_hf.training.audio.sources import AudioSource
-from lighthubert_hf.training.recipes.loading import load_recipe, parse_recipe
+from lighthubert_hf.training.recipes.loading import parse_recipe, read_recipe, set_values
 from lighthubert_hf.training.recipes.sections import (
-    ChannelChoice,
     NonNegativeFloat,
     NonNegativeInt,
+    PathText,
     PositiveFloat,
     PositiveInt,
+    ReadingSection,
     Seconds,
     Section,
     Seed,
@@ -30,22 +31,16 @@ TaskName = Literal["pr", "asr", "ks", "ic", "er", "sid", "asv", "sd", "sf", "qbe
 TASKS: tuple[str, ...] = ("pr", "asr", "ks", "ic", "er", "sid", "asv", "sd", "sf", "qbe")
 
 
-class TaskData(Section):
+class TaskData(ReadingSection):
     """The data of one task. Splits that a task does not use are not read."""
 
-    path: str | list[str] | None = Field(None, description="folder, glob, URL or Hub id")
-    config_name: str | None = None
-    audio_column: str | None = None
-    channel: ChannelChoice = Field("mean", description="of recordings with several: their mean, or the number of one")
-    allow_paths: tuple[str, ...] = Field(
-        (), description="folders and URLs outside the data set that its rows may name files of"
-    )
+    path: PathText | list[PathText] | None = Field(None, description="folder, glob, URL or Hub id")
     train: str = "train"
     validation: str | None = Field("validation", description="which head is kept is decided on it; null: the last one")
     test: str = "test"
     documents: str = Field("documents", description="what queries are looked for in ('qbe')")
     columns: dict[str, str] = Field({}, description="columns that are called otherwise: what it is to its name")
-    trials: str | None = Field(
+    trials: PathText | None = Field(
         None,
         description="file of lines '1 ID ID' or '0 ID ID' ('asv'); null: the folder's trials.txt, or all pairs",
     )
@@ -187,19 +182,23 @@ class EvaluationSettings(Section):
         return parse_recipe(HeadSizes, sizes.model_dump() | self.sizes)
 
 
-def load_data(overrides: Sequence[str] = ()) -> SuperbData:
+def load_data(overrides: Sequence[str] = (), reading: Mapping[str, Any] | None = None) -> SuperbData:
     """The table of datasets with changes.
 
     Args:
         overrides: `ks=FOLDER_OR_ID` (splits and columns called as in docs/evaluation.md), or `ks.KEY=VALUE` for one
             key of a `TaskData`, such as `ks.test=validation` or `ks.columns.label=keyword`.
+        reading: Keys of a `TaskData` for all tasks, such as `{"channel": 0}`.
 
     Raises:
         ValueError: An unknown task or key, or a wrong value; the message is one line.
     """
     table = resources.files("lighthubert_hf.training.superb") / "datasets.yaml"
     with resources.as_file(table) as path:
-        return load_recipe(SuperbData, path, [_whole(override) for override in overrides])
+        data = read_recipe(SuperbData, path)
+        for task in TASKS if reading else ():
+            data[task] = {**(data.get(task) or {}), **reading}
+        return parse_recipe(SuperbData, set_values(data, [_whole(override) for override in overrides]))
 
 
 def _whole(override: str) -> str:

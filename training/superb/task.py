@@ -1,5 +1,6 @@
 """What the tasks that train a head have in common."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,8 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from lighthubert_hf.training.audio.streaming import is_empty
+
 from .settings import HeadSizes, TaskData
 from .splits import Utterance, in_chunks
+
+logger = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 32
 
@@ -67,7 +72,7 @@ class Task(ABC):
 
     def __init__(self, data: TaskData, rows: list[dict[str, Any]], sizes: HeadSizes, frame: tuple[int, int]):
         self.data, self.sizes, self.frame = data, sizes, frame
-        self.prepare(rows)
+        self.prepare([row for row in rows if self.is_labelled(row)])
 
     @abstractmethod
     def prepare(self, rows: list[dict[str, Any]]) -> None:
@@ -89,8 +94,30 @@ class Task(ABC):
         """The metrics on the test split."""
         return self.evaluate(head, utterances)
 
+    @property
+    def labels_in(self) -> tuple[str, ...]:
+        """The columns that say what is to be found, by their role."""
+        return ()
+
+    def is_labelled(self, row: dict[str, Any]) -> bool:
+        """Whether none of these columns is empty in `row`. That one is missing altogether is for `column` to say."""
+        names = [self.data.columns.get(role, role) for role in self.labels_in]
+        return not any(name in row and is_empty(row[name]) for name in names)
+
+    def labelled(self, utterances: Iterable[Utterance]) -> Iterator[Utterance]:
+        """Those that can be scored; the others are counted in the log."""
+        lacking = []
+        for utterance in utterances:
+            if self.is_labelled(utterance.row):
+                yield utterance
+            else:
+                lacking.append(utterance.id)
+        if lacking:
+            said = f"{', '.join(lacking[:5])}{', …' if lacking[5:] else ''}"
+            logger.warning("%s: %d utterances without a label are not scored: %s", self.name, len(lacking), said)
+
     def accepts(self, utterance: Utterance) -> bool:
-        """Whether an utterance can be trained on."""
+        """Whether an utterance, which has its labels, can be trained on."""
         return True
 
     def column(self, row: dict[str, Any], role: str) -> Any:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from lighthubert_hf.hub.folder import PREPROCESSOR, PROCESSOR
-from lighthubert_hf.loading import load_encoder, load_feature_extractor
+from lighthubert_hf.loading import load_encoder, load_feature_extractor, reaching
 from lighthubert_hf.model.fingerprint import weights_fingerprint
 from lighthubert_hf.model.front_end import receptive_field
 from lighthubert_hf.model.search_space import Subnet
@@ -141,6 +141,7 @@ def load_upstream(
 def _takes_normalised(name: str, revision: str | None) -> bool:
     """What the model's feature extractor says; LightHuBERT's default where there is none."""
     options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    if not any(cached_file(name, file, **options) for file in (PREPROCESSOR, PROCESSOR)):
-        return True
+    with reaching("model", name, revision):
+        if not any(cached_file(name, file, **options) for file in (PREPROCESSOR, PROCESSOR)):
+            return True
     return bool(load_feature_extractor(name, revision).do_normalize)

@@ -24,8 +24,12 @@ class SpeakerVerification(Task):
     name, title, hub_task = "asv", "speaker verification", "audio-classification"
     metrics = (Metric("eer", "EER", False),)
 
+    @property
+    def labels_in(self) -> tuple[str, ...]:
+        return ("label",)
+
     def prepare(self, rows: list[dict[str, Any]]) -> None:
-        speakers = sorted({self.column(row, "label") for row in rows})
+        speakers = sorted({self.column(row, "label") for row in rows}, key=str)
         if len(speakers) < 2:
             raise ValueError(f"asv: {self.data.path} has {len(speakers)} speakers to train on; it takes two or more")
         self._ids = {speaker: index for index, speaker in enumerate(speakers)}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lighthubert_hf.preprocessing import SAMPLING_RATE
+from lighthubert_hf.progress import progress_bar
 
 from .corpus_folder import flac, shard_path, write_corpus, write_shard
 from .espeak import Speaker, speak
@@ -115,7 +116,6 @@ def synthesise_corpus(
 
 def _write_splits(folder: Path, parameters: dict[str, Any]) -> dict[str, dict[str, Any]]:
     from datasets import Value
-    from tqdm.auto import tqdm
 
     held_out = parameters["held_out_minutes"]
     plan = (
@@ -128,11 +128,8 @@ def _write_splits(folder: Path, parameters: dict[str, Any]) -> dict[str, dict[st
     columns = {"text": Value("string"), "voice": Value("string")}
     sentences = new_sentences(random.Random(parameters["seed"]))
     splits = {}
-    with tqdm(
-        total=round(sum(minutes for _, minutes, _, _ in plan) * 60),
-        desc="synthesising",
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s [{elapsed}, {remaining} left]",
-    ) as progress:
+    seconds_wanted = round(sum(minutes for _, minutes, _, _ in plan) * 60)
+    with progress_bar(None, "synthesising", total=seconds_wanted, unit="s") as progress:
         for name, minutes, voices, num_shards in plan:
             choose_voice = random.Random(f"{parameters['seed']} {name}")
             utterances = (

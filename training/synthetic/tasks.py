@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from lighthubert_hf.preprocessing import SAMPLING_RATE
+from lighthubert_hf.progress import progress_bar
 
 from .corpus_folder import flac, shard_path, write_corpus, write_shard
 from .espeak import NEUTRAL, Speaker, Style
@@ -149,14 +150,12 @@ TaskRow = dict[str, Any]  # `waveform`, and the columns of the task
 def _write_splits(
     folder: Path, task: str, examples: int, held_out_examples: int, seed: int, num_shards: int
 ) -> dict[str, dict[str, Any]]:
-    from tqdm.auto import tqdm
-
     rng = random.Random(f"{seed} {task}")
     studio = _Studio(Speaker(seed), rng, new_sentences(random.Random(f"{seed} sentences")), {})
     splits = ("documents", "validation", "test") if task == "qbe" else SPLITS
     sizes = {split: held_out_examples if split in ("validation", "test") else examples for split in splits}
     facts, identities = {}, []
-    with tqdm(total=sum(sizes.values()), unit="utt", desc=f"synthesising {task}") as progress:
+    with progress_bar(None, f"synthesising {task}", total=sum(sizes.values()), unit="utterances") as progress:
         for split, size in sizes.items():
             rows, samples = [], 0
             for index in range(size):

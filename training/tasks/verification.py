@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from lighthubert_hf.absent import absent
+
 
 def am_softmax(cosines: torch.Tensor, labels: torch.Tensor, scale: float = 30.0, margin: float = 0.4) -> torch.Tensor:
     r"""Additive-margin softmax (Wang et al., 2018, https://arxiv.org/abs/1801.05599), the mean over rows.
@@ -22,7 +24,7 @@ def am_softmax(cosines: torch.Tensor, labels: torch.Tensor, scale: float = 30.0,
 def read_trials(path: Path) -> list[tuple[int, str, str]]:
     """Lines `1 ID ID` (one speaker) or `0 ID ID` (two), as VoxCeleb writes them. ValueError for any other."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no list of trials {path}")
+        raise absent("list of trials", path)
     trials = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         fields = line.split()

@@ -12,8 +12,10 @@ import torch
 from transformers import Wav2Vec2Processor
 
 from lighthubert_hf import LightHubertForCTC
+from lighthubert_hf.absent import absent
 from lighthubert_hf.files import replacing_file
 from lighthubert_hf.preprocessing import SAMPLING_RATE
+from lighthubert_hf.progress import progress_bar
 from lighthubert_hf.streaming.levels import RunningLevel
 from lighthubert_hf.training.audio.decoding import SAMPLING_RATES, AudioDecodeError, Recording, open_audio, resampler
 
@@ -93,11 +95,9 @@ def transcribe_files(
     Raises:
         ValueError: Two recordings would be written to one file.
     """
-    from tqdm.auto import tqdm
-
     places = dict.fromkeys(paths) if output is None else _places(paths, output, kind)
     found = Transcripts()
-    with tqdm(unit="s", desc="heard", disable=None if progress else True) as bar:
+    with progress_bar(None, "heard", unit="s of audio", shown=progress) as bar:
         for path, place in places.items():
             if place is not None and place.is_file() and not overwrite:
                 found.kept.append({"file": path, "output": str(place)})
@@ -107,7 +107,9 @@ def transcribe_files(
                     lines = _of_recording(recording, model, processor, context, bar.update)
                     facts, texts = _written(lines, kind, say, keep=place is None)
                     facts |= {"seconds": round(recording.num_samples / SAMPLING_RATE, 3)}
-            except (OSError, AudioDecodeError) as error:
+            except (OSError, AudioDecodeError):
+                if not Path(path).exists():
+                    error = absent("recording", path)
                 found.failed.append({"file": path, "reason": " ".join(str(error).split())})
                 continue
             found.done.append({"file": path, "text": " ".join(texts), **facts} | _place(place))

@@ -11,6 +11,7 @@ import torch
 from lighthubert_hf.extras import require
 from lighthubert_hf.model.codebook import Codebook
 from lighthubert_hf.model.search_space import Subnet
+from lighthubert_hf.progress import progress_bar
 from lighthubert_hf.training.features.encoding import AudioWindows, encode
 from lighthubert_hf.training.features.opening import EncoderOrName, as_source, open_encoder, shown
 from lighthubert_hf.training.superb.upstream import Upstream
@@ -111,8 +112,6 @@ def compare_units(
         ValueError: codebooks that do not fit, models with another number of frames per second, no usable speech.
     """
     require("train", what="comparing units")
-    from tqdm.auto import tqdm
-
     upstream = open_encoder(model, revision=revision, subnet=subnet, device=device)
     other = open_encoder(reference, device=device)
     own = codebook_for(upstream, codebook, layer=layer, clusters=clusters)
@@ -122,7 +121,7 @@ def compare_units(
     windows = AudioWindows(speech, WINDOW_SECONDS, shuffle=False, repeat=False, max_broken_share=max_broken_share)
     first, second, phones, seconds = [], [], [], 0.0
     aligned = PhoneFrames(alignments, other.stride, other.field) if alignments else None
-    with tqdm(desc="comparing units", unit=" recordings", disable=not progress) as bar:
+    with progress_bar(None, "comparing units", unit="recordings", shown=progress) as bar:
         for window in windows.iterate():
             first += units_of(upstream, own, window.waveforms)
             second += units_of(other, theirs, window.waveforms)

@@ -26,6 +26,7 @@ from lighthubert_hf.model.codebook import Codebook
 from lighthubert_hf.model.fingerprint import weights_fingerprint
 from lighthubert_hf.model.search_space import Subnet
 from lighthubert_hf.preprocessing import SAMPLING_RATE
+from lighthubert_hf.progress import progress_bar
 from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.features.encoding import AudioWindows, Window, check_layers, encode
 from lighthubert_hf.training.features.opening import EncoderOrName, as_source, open_encoder, shown
@@ -206,11 +207,11 @@ class _Fit:
         }
 
     def run(self) -> FitResult:
-        from tqdm.auto import tqdm
-
         self._load()
         stopped, saved = f"as many as --steps {self.settings.steps}", time.monotonic()
-        bar = tqdm(total=self.settings.steps, initial=self.at.steps, desc="fitting units", disable=not self.show)
+        bar = progress_bar(
+            None, "fitting units", total=self.settings.steps, done=self.at.steps, unit="steps", shown=self.show
+        )
         with StopRequest() as stop, bar:
             windows = self.windows.iterate(self.at.stream) if self.at.steps < self.settings.steps else iter(())
             for window in windows:

@@ -18,6 +18,7 @@ from lighthubert_hf.extras import require
 from lighthubert_hf.model.codebook import Codebook
 from lighthubert_hf.model.fingerprint import weights_fingerprint
 from lighthubert_hf.model.search_space import Subnet
+from lighthubert_hf.progress import progress_bar
 from lighthubert_hf.training.features.encoding import AudioWindows, check_layers, encode
 from lighthubert_hf.training.features.opening import EncoderOrName, as_source, open_encoder, shown
 from lighthubert_hf.units.files import check_not_there, codebooks_file
@@ -130,11 +131,9 @@ def _sums(
     upstream, layer: int, other, theirs: Codebook, windows: AudioWindows, most_seconds: float, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each of the teacher's units the sum of the model's features, `(units, width)` float64, and its frames."""
-    from tqdm.auto import tqdm
-
     sums, counts = np.zeros((theirs.clusters, upstream.width)), np.zeros(theirs.clusters, np.int64)
     seconds = 0.0
-    with tqdm(desc="mapping units", unit=" recordings", disable=not progress) as bar:
+    with progress_bar(None, "mapping units", unit="recordings", shown=progress) as bar:
         for window in windows.iterate():
             units = np.concatenate(units_of(other, theirs, window.waveforms))
             features = np.concatenate(encode(upstream, window.waveforms, (layer,)))[:, 0]

@@ -131,3 +131,22 @@ def test_split_channels_are_cut_into_segments_too(tmp_path):
 def test_channels_that_make_no_sense_are_named(tmp_path, channel):
     with pytest.raises(ValueError, match="must be 'mean', 'split' or a number from 0"):
         AudioSource(str(tmp_path), channel=channel)
+
+
+def test_remote_recordings_are_read_in_segments_too(faulty_server, tmp_path):
+    """Parts of them are fetched, a fault of the network on the way is one, and channels are split."""
+    _ramp(tmp_path / "set", 21, channels=2)
+    faulty_server.folder = tmp_path / "set"
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"audio": f"{faulty_server.url}/long.flac"}))
+    source = AudioSource(tmp_path / "rows.jsonl", allow_paths=(faulty_server.url,), channel="split")
+    options = {"crop_seconds": 2.0, "normalised": False, "repeat": False, "shuffle": False, "retry_seconds": 0.001}
+    faulty_server.faults.extend(["error", "drop", "error"])
+    found = list(AudioStream([source], **options))
+    assert len(found) == 20
+    assert {example["id"].split(":")[3] for example in found} == {"c0", "c1"}
+    starts = [float(abs(example["input_values"][0])) / 0.9 * 21 for example in found]
+    assert sorted(int(start / 2.1) for start in starts) == sorted([*range(10)] * 2)
+    assert len(list(AudioStream([AudioSource(source.path, allow_paths=source.allow_paths)], repeat=False))) == 1
+    faulty_server.faults.extend(["error"] * 100)
+    with pytest.raises(ConnectionError, match=r"reading .*long\.flac failed 3 times in a row"):
+        list(AudioStream([source], max_retries=2, **options))

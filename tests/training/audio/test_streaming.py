@@ -284,11 +284,12 @@ def test_a_program_may_end_in_the_middle_of_a_stream(shards):
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        ({"path": "/no/such/folder"}, FileNotFoundError, "/no/such/folder: no such folder"),
-        ({"path": "no_such/folder"}, FileNotFoundError, "no_such/folder: no such folder here, and the Hub"),
+        ({"path": "/no/such/folder"}, FileNotFoundError, "there is no data set /no/such/folder; check the path"),
+        ({"path": "no_such/folder"}, FileNotFoundError, "there is no data set no_such/folder here, and "),
         ({"split": "tset"}, ValueError, r"Bad split: tset\. Available splits: \['train'\]"),
         ({"audio_column": "sound"}, ValueError, r"no column 'sound'; it has \['audio', 'text'\]"),
         ({"text_column": "words"}, ValueError, r"no column 'words' for the text; it has \['audio', 'text'\]"),
+        ({"path": "x/*.parquet"}, FileNotFoundError, r"there is no data set x/\*\.parquet; check the path"),
         ({"path": "x/*.zip"}, ValueError, "must be parquet, tar or audio files"),
         ({"path": "/no/such/*.parquet"}, (ValueError, FileNotFoundError), "/no/such"),
         ({"weight": -1}, ValueError, "weight .* must be a number >= 0, got -1"),

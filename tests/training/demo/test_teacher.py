@@ -81,7 +81,7 @@ def test_what_is_in_the_way_is_left_alone(corpus, tmp_path):
         train_tiny_teacher(corpus, tmp_path, **FEW)
     with pytest.raises(ValueError, match="pretrain_steps and ctc_steps must be at least 1"):
         train_tiny_teacher(corpus, tmp_path / "new", pretrain_steps=0)
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+    with pytest.raises(FileNotFoundError, match="there is no data set"):
         train_tiny_teacher(tmp_path / "nothing", tmp_path / "new", **FEW)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

@@ -198,3 +198,25 @@ def test_names_of_tasks():
     assert len(parse_tasks("all")) == 10
     with pytest.raises(ValueError, match=r"'kws'.*qbe"):
         parse_tasks("kws")
+
+
+@pytest.mark.parametrize(("name", "make", "column"), [("ks", classified, "label"), ("asr", spoken, "text")])
+def test_rows_without_a_label_are_left_out_and_counted(name, make, column, caplog):
+    utterances = [make(index) for index in range(8)]
+    states = utterances[0].features
+    empty = [Utterance(f"empty-{i}", {column: value}, states, len(states)) for i, value in enumerate((None, " "))]
+    rows = [utterance.row for utterance in (*utterances, *empty)]
+    task = PROBED[name](TaskData(path="planted"), rows, SIZES, FRAME)
+    rates = Rates(learning_rate=1e-3, steps=2, batch_size=16)
+    mixed = Planted([*utterances, *empty])
+    probe = train_head(task, mixed, mixed, (STATES, WIDTH), rates, seed=0, progress=False)
+    assert probe.refused == 2
+    assert f"{name}: 2 utterances without a label are not scored: empty-0, empty-1" in caplog.text
+    assert len(list(task.labelled(mixed.once()))) == 8
+
+
+def test_numbers_are_labels_and_transcripts_too():
+    task = PROBED["ks"](TaskData(path="planted"), [{"label": 3}, {"label": "yes"}], SIZES, FRAME)
+    assert task.classes == [[3, "yes"]]
+    task = PROBED["asr"](TaskData(path="planted"), [{"text": 23}, {"text": 4.0}], SIZES, FRAME)
+    assert [task.text(row) for row in ({"text": 23}, {"text": 4.0})] == ["23", "4"]
