@@ -56,6 +56,12 @@ def write_line(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
+def end_bars() -> None:
+    """Or what is said next stands behind one, on its line."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+
+
 def quiet_libraries() -> None:
     """Where nobody watches, the bars of Hugging Face's libraries stay away."""
     if sys.stderr.isatty():

@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 from lighthubert_hf import __version__
 from lighthubert_hf.extras import missing_package
-from lighthubert_hf.progress import quiet_libraries
+from lighthubert_hf.progress import end_bars, quiet_libraries
 
 
 class Command(TyperCommand):
@@ -91,7 +91,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt as interrupt:
-        _end_progress_bars()
+        end_bars()
         if int(os.environ.get("RANK", "0")) == 0:
             where = str(interrupt) or "interrupted; the same command goes on where it can"
             typer.echo(f"lighthubert: {where}", err=True)
@@ -104,7 +104,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("LIGHTHUBERT_TRACEBACK"):
             raise
-        _end_progress_bars()
+        end_bars()
         if isinstance(error, _user_errors()):
             typer.echo(f"lighthubert: {_one_line(error)}", err=True)
             sys.exit(2)
@@ -114,15 +114,6 @@ def main() -> None:
             err=True,
         )
         sys.exit(1)
-
-
-def _end_progress_bars() -> None:
-    """Or what is said next stands behind one, on its line."""
-    if "tqdm" in sys.modules:
-        from tqdm.auto import tqdm
-
-        for bar in list(getattr(tqdm, "_instances", ())):
-            bar.close()
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
