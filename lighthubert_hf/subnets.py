@@ -38,7 +38,9 @@ def choose_subnet(choice: str | Path | Subnet | Mapping[str, Any], config: Light
     if not path.is_file():
         close = difflib.get_close_matches(str(choice), named, n=1)
         hint = f"did you mean {close[0]!r}?" if close else suggestion(path) or "check the path"
-        raise FileNotFoundError(f"subnet {str(choice)!r} is not {', '.join(named)} or a JSON file that exists; {hint}")
+        raise FileNotFoundError(
+            f"subnet {str(choice)!r} is not default, smallest, largest or a JSON file that exists; {hint}"
+        )
     try:
         return Subnet.from_dict(read_object(path))
     except ValueError as error:  # of JSON, too

@@ -17,7 +17,7 @@ def test_names_files_and_subnets(tiny_supernet, tmp_path):
     (tmp_path / "one.json").write_text(json.dumps(space.smallest().to_dict()), encoding="utf-8")
     assert choose_subnet(tmp_path / "one.json", config) == space.smallest()
     assert choose_subnet(space.largest(), config) == space.largest()
-    with pytest.raises(FileNotFoundError, match="'tiny' is not smallest, default, largest or a JSON file"):
+    with pytest.raises(FileNotFoundError, match="'tiny' is not default, smallest, largest or a JSON file"):
         choose_subnet("tiny", config)
     (tmp_path / "one.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(ValueError, match=r"one\.json describes no subnet"):

@@ -53,7 +53,7 @@ def search(
     from lighthubert_hf.loading import load_lighthubert, on_device
     from lighthubert_hf.search.costs import Cost, Limit
     from lighthubert_hf.search.report import describe_search
-    from lighthubert_hf.search.run import check_folder, check_settings, search
+    from lighthubert_hf.search.run import check_search_folder, check_settings, search
     from lighthubert_hf.search.score import Score
 
     limits = {"parameters": max_params, "macs": max_macs, "latency": max_latency, "memory": max_memory}
@@ -70,7 +70,7 @@ def search(
     known = {"limits": limits, "population_size": population_size, "seed": seed}
     known |= {"supernet": supernet, "revision": revision}
     if not overwrite:
-        check_folder(model, output, **known)
+        check_search_folder(model, output, **known)
     result = search(
         model,
         Score.load(score, maximize) if score else _distillation_score(model, teacher, data, options, max_examples),

@@ -165,7 +165,7 @@ def check_settings(
         raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {seed}")
 
 
-def check_folder(
+def check_search_folder(
     model,
     out: str | Path,
     *,

@@ -294,7 +294,7 @@ def test_another_score_than_the_loss(hub, pareto):
 
 
 def test_missing_files(pareto, tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no file"):
+    with pytest.raises(FileNotFoundError, match=r"there is no pareto\.json of a search"):
         read_pareto(tmp_path / "none.json")
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):

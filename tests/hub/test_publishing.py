@@ -399,7 +399,7 @@ def test_a_commit_in_between_is_taken_into_account(hub, folder, model, tmp_path,
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
+    with pytest.raises(FileNotFoundError, match="there is no model folder"):
         push_folder(tmp_path / "none", REPO)
 
 

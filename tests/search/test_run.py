@@ -476,7 +476,7 @@ def test_custom_score_from_a_module():
         ("math:nothing", "math has no function nothing"),
         ("math:pi", "math has no function pi"),
         ("no_such_module:f", "cannot import no_such_module"),
-        ("missing.py:f", "there is no file missing.py"),
+        ("missing.py:f", "there is no file of a score missing.py"),
     ],
 )
 def test_custom_score_that_cannot_be_loaded(reference, message):

@@ -140,7 +140,7 @@ def test_mistakes(tmp_path):
         build(config={"hiden_size": 3})
     with pytest.raises(ValueError, match="the student's config does not work"):
         build(search_space=TINY_SPACE | {"hidden_size": [64]})
-    with pytest.raises(FileNotFoundError, match="neither 'teacher', 'random', nor a folder"):
+    with pytest.raises(FileNotFoundError, match="neither 'teacher' nor 'random', and there is no model "):
         build(init=str(tmp_path / "nothing"))
     make_encoder("hubert").save_pretrained(tmp_path / "hubert")
     with pytest.raises(ValueError, match="is a hubert model, not a LightHuBERT"):
