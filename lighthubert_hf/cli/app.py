@@ -108,12 +108,23 @@ def main() -> None:
         if isinstance(error, _user_errors()):
             typer.echo(f"lighthubert: {_one_line(error)}", err=True)
             sys.exit(2)
+        if _is_out_of_memory(error):
+            typer.echo(
+                f"lighthubert: out of memory ({_one_line(error)[:200]}); use smaller sizes or batches", err=True
+            )
+            sys.exit(2)
         typer.echo(
             f"lighthubert: unexpected {type(error).__name__}: {_one_line(error)[:300]}; LIGHTHUBERT_TRACEBACK=1 shows "
             "where it came from, which a report should say",
             err=True,
         )
         sys.exit(1)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also as torch says it: by a class of its own on GPUs, by words on CPUs."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

@@ -59,9 +59,9 @@ class Chooser(Protocol):
 def _integers(name: str, values: Any) -> tuple[int, ...]:
     try:
         out = tuple(int(v) for v in values)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} must be a sequence of positive integers, got {values!r}") from None
-    if not out or any(v < 1 or v != w for v, w in zip(out, values)):
+    if not out or any(v < 1 or v != w or isinstance(w, bool) for v, w in zip(out, values)):
         raise ValueError(f"{name} must be a non-empty sequence of positive integers, got {values!r}")
     return out
 

@@ -1,5 +1,6 @@
 """What makes a subnet good: a function of the subnet, given as it is or by name."""
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -47,13 +48,26 @@ class Score:
                 raise absent("file of a score", place)
             spec = importlib.util.spec_from_file_location(Path(place).stem, place)
             module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+            load = functools.partial(spec.loader.exec_module, module)
         else:
-            try:
-                module = importlib.import_module(place)
-            except ModuleNotFoundError as error:
-                raise ValueError(f"cannot import {place} for the score {name}: {error}") from None
+            load = functools.partial(importlib.import_module, place)
+        try:
+            module = load() or module
+        except Exception as error:  # whatever a user's code does
+            raise ValueError(f"cannot import {place} for the score {name}: {_told(error)}") from error
         function = getattr(module, name, None)
         if not callable(function):
             raise ValueError(f"{place} has no function {name}")
-        return cls(function, name, maximize, reference)
+
+        @functools.wraps(function)
+        def score(subnet: Subnet) -> float:
+            try:
+                return float(function(subnet))
+            except Exception as error:
+                raise ValueError(f"the score {reference} failed for {subnet}: {_told(error)}") from error
+
+        return cls(score, name, maximize, reference)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

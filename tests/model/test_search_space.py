@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import math
 import random
 import subprocess
 import sys
@@ -111,6 +112,8 @@ def test_subnets_survive_json(rng, space):
         ((384, (), ()), "num_attention_heads must be a non-empty sequence"),
         ((0, (6,), (1536,)), "hidden_size must be a non-empty sequence of positive integers"),
         ((384, (6.5,), (1536,)), r"num_attention_heads must be .*6\.5"),
+        ((384, (True,), (1536,)), "num_attention_heads must be .*True"),
+        ((384, (math.inf,), (1536,)), "num_attention_heads must be .*inf"),
         ((384, ("six",), (1536,)), "num_attention_heads must be .*six"),
         ((384, 6, (1536,)), "num_attention_heads must be a sequence"),
         ((384, (6,), (-1,)), "intermediate_size must be"),

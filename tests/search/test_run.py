@@ -484,6 +484,20 @@ def test_custom_score_that_cannot_be_loaded(reference, message):
         Score.load(reference)
 
 
+@pytest.mark.parametrize("text", ["def (", "1 / 0", "import no_such_module", "raise RuntimeError"])
+def test_a_file_of_a_score_that_fails_is_named(tmp_path, text):
+    (tmp_path / "scores.py").write_text(text)
+    with pytest.raises(ValueError, match=r"cannot import .*scores\.py for the score width: \w+Error"):
+        Score.load(f"{tmp_path / 'scores.py'}:width")
+
+
+@pytest.mark.parametrize("text", ["1 / 0", "'x'", "None", "{}['x']"])
+def test_a_score_that_fails_is_named_with_its_subnet(tmp_path, text):
+    (tmp_path / "scores.py").write_text(f"def width(subnet):\n    return {text}\n")
+    with pytest.raises(ValueError, match=r"the score .*scores\.py:width failed for 1 layers?, 48 wide.*: \w+Error"):
+        Score.load(f"{tmp_path / 'scores.py'}:width").function(Subnet(48, (1,), (96,)))
+
+
 def start(model, tmp_path, trials=16, algorithms=("evolutionary", "random"), population=5) -> multiprocessing.Process:
     """A search in a process of its own, forked to begin at once; its score writes down what it is asked."""
 

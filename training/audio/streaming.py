@@ -115,6 +115,8 @@ class AudioStream:
             raise ValueError(
                 f"shuffle_window and num_open_shards must be at least 1, got {shuffle_window} and {num_open_shards}"
             )
+        if not 0 <= max_broken_share <= 1:
+            raise ValueError(f"max_broken_share must be from 0 to 1, got {max_broken_share}")
         for name, seconds in (("max_seconds", max_seconds), ("crop_seconds", crop_seconds)):
             if seconds is not None and seconds < min_seconds:
                 raise ValueError(f"{name} {seconds} is below min_seconds {min_seconds}: nothing would be left")

@@ -76,8 +76,8 @@ def save_features(
         raise ValueError(
             f"features are written as {' or '.join(FORMATS)} in float32 or float16, not {format}, {dtype}"
         )
-    if shard_megabytes <= 0:
-        raise ValueError(f"--shard-megabytes must be above 0, got {shard_megabytes}")
+    if not 0 < shard_megabytes <= 100_000:
+        raise ValueError(f"--shard-megabytes must be above 0 and at most 100,000, got {shard_megabytes}")
     speech = as_source(data, **(source or {}))
     upstream = open_encoder(model, revision=revision, subnet=subnet, device=device)
     layers = check_layers(upstream, layers)
