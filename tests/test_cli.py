@@ -194,16 +194,16 @@ def test_every_command_can_answer_in_json():
     assert all(type(group) is Commands for group in groups)
 
 
-def test_what_does_not_fit_into_memory_is_said_in_one_line(monkeypatch, refusal):
-    def fails(*_args, **_options):
-        raise error
-
-    monkeypatch.setattr("lighthubert_hf.loading.load_encoder", fails)
-    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), _allocating(10**18)):
-        assert refusal("profile", "x").startswith("lighthubert: out of memory (")
-
-
 def _allocating(number: int) -> Exception:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(number)
     return caught.value
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), _allocating(10**18)])
+def test_what_does_not_fit_into_memory_is_said_in_one_line(monkeypatch, refusal, error):
+    def fails(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr("lighthubert_hf.loading.load_encoder", fails)
+    assert refusal("profile", "x").startswith("lighthubert: out of memory (")
