@@ -13,7 +13,6 @@ import torch
 import transformers
 from accelerate.utils import gather_object
 from transformers import (
-    EarlyStoppingCallback,
     PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
@@ -55,7 +54,7 @@ from .recipe import CtcRecipe, FineTuningRecipe
 from .results import facts_of_encoder, read_results, save_results
 from .skipping import NonFiniteSteps
 from .task import FineTuningTask
-from .trainer import SpeechTrainer, Stopping, load_data_states
+from .trainer import Patience, SpeechTrainer, Stopping, has_ended, load_data_states
 from .verification import VerificationFineTuning
 
 logger = logging.getLogger(__name__)
@@ -195,8 +194,11 @@ def _train(trainer: SpeechTrainer, recipe: FineTuningRecipe, checkpoint: Path | 
     with StopRequest() as request:
         stopping = Stopping(request)
         trainer.add_callback(stopping)
-        result = trainer.train(None if checkpoint is None else str(checkpoint))
-    trainer.remove_callback(EarlyStoppingCallback)  # what is scored from here on steers nothing
+        if checkpoint is not None and has_ended(checkpoint, steps, recipe.training.early_stopping_patience):
+            result = trainer.go_on_from_the_end(checkpoint)
+        else:
+            result = trainer.train(None if checkpoint is None else str(checkpoint))
+    trainer.remove_callback(Patience)  # what is scored from here on steers nothing
     if stopping.stopped:
         trainer.accelerator.wait_for_everyone()
         step = trainer.state.global_step
@@ -431,7 +433,7 @@ def _callbacks(recipe: FineTuningRecipe) -> list[TrainerCallback]:
     if recipe.freezing.thaws:
         callbacks.append(Thawing(recipe.freezing))
     if recipe.training.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
+        callbacks.append(Patience(recipe.training.early_stopping_patience))
     if "tensorboard" in recipe.logging.trackers:
         tensorboard = TensorBoardCallback()
         tensorboard.logging_dir = str(Path(recipe.output_dir) / LOGS)

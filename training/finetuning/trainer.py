@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import ProcessorMixin, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, ProcessorMixin, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, SaveStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, SaveStrategy, TrainOutput
 
 from lighthubert_hf.files import read_object, replacing_folder
 from lighthubert_hf.training.audio.batching import Batch
@@ -20,6 +20,7 @@ from lighthubert_hf.training.recipes.sections import ScheduleSection
 from lighthubert_hf.training.runs.checkpoints import (
     check_complete,
     checkpoint_folder,
+    checkpoint_step,
     mark_complete,
     num_processes_of,
     rotate,
@@ -87,6 +88,21 @@ class SpeechTrainer(Trainer):
     @property
     def non_finite_steps(self) -> NonFiniteSteps:
         return next(one for one in self.callback_handler.callbacks if isinstance(one, NonFiniteSteps))
+
+    def go_on_from_the_end(self, checkpoint: Path) -> TrainOutput:
+        """What `train` returns and leaves of a run that had nothing more to train when it was interrupted.
+
+        `Trainer.train` would take one more step.
+        """
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, _OwnBest | NonFiniteSteps):  # what they kept; others would begin to report
+                callback.on_train_begin(self.args, self.state, self.control)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            self._load_best_model()
+        else:
+            self._load_from_checkpoint(str(checkpoint))
+        return TrainOutput(self.state.global_step, 0.0, {"train_runtime": 0.0})
 
     def _load_best_model(self) -> None:
         if self.args.process_index == 0:
@@ -210,6 +226,27 @@ class Stopping(TrainerCallback):
         scored_now = control.should_evaluate and args.save_strategy == SaveStrategy.BEST
         if wanted and not scored_now and state.global_step < state.max_steps:
             self.stopped = control.should_save = control.should_training_stop = True
+
+
+class Patience(EarlyStoppingCallback):
+    """Early stopping that goes on counting where a run is resumed."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self.early_stopping_patience_counter = _scores_without_a_better_one(state)
+
+
+def _scores_without_a_better_one(state: TrainerState) -> int:
+    kept = state.stateful_callbacks.get(Patience.__name__)
+    return kept["attributes"]["early_stopping_patience_counter"] if isinstance(kept, dict) else 0
+
+
+def has_ended(checkpoint: Path, steps: int, patience: int | None) -> bool:
+    """Whether nothing was left to train when a checkpoint was saved."""
+    if checkpoint_step(checkpoint) >= steps:
+        return True
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    return patience is not None and _scores_without_a_better_one(state) >= patience
 
 
 class _OwnBest(TrainerCallback):

@@ -449,6 +449,17 @@ class TestResume:
             finetune(moved, quiet=True)
         assert (tmp_path / "moved" / "model" / "model.safetensors").is_file()
 
+    def test_a_run_killed_before_its_model_was_saved_trains_no_further(self, corpus, tmp_path):
+        recipe = self.recipe(corpus, tmp_path / "run")
+        metrics = finetune(recipe, quiet=True)
+        trained = weights(metrics["model"])
+        for _ in range(2):
+            shutil.rmtree(metrics["model"])
+            (tmp_path / "run" / "metrics.json").unlink()
+            again = finetune(recipe, quiet=True)
+            assert again | {"seconds": 0} == metrics | {"seconds": 0}
+            assert_equal(trained, weights(metrics["model"]))
+
     def test_a_damaged_card_of_the_encoder_ends_it_before_anything_is_read(self, hubert, tmp_path, monkeypatch):
         shutil.copytree(hubert, tmp_path / "encoder")
         (tmp_path / "encoder" / "model_card.json").write_text('{"loss": "none"}')
@@ -577,6 +588,26 @@ def test_early_stopping_stops_and_keeps_the_best(corpus, tmp_path, monkeypatch):
     checkpoints = tmp_path / "run" / "checkpoints"
     assert_equal(weights(metrics["model"]), weights(checkpoints / "step-00000004"))
     assert len(list(checkpoints.iterdir())) <= 2
+
+
+def test_a_resumed_run_goes_on_counting_scores_that_are_no_better(corpus, tmp_path, monkeypatch):
+    evaluate, rates = CtcTrainer.evaluation_loop, iter([0.3, 0.4, 0.4])
+
+    def evaluation_loop(self, *args, **kwargs):
+        output = evaluate(self, *args, **kwargs)
+        if self.is_in_train:
+            output.metrics["eval_cer"] = next(rates)
+        return output
+
+    monkeypatch.setattr(CtcTrainer, "evaluation_loop", evaluation_loop)
+    training = {"steps": 20, "evaluate_every": 2, "early_stopping_patience": 2}
+    recipe = make_recipe(corpus, tmp_path / "run", training=training, checkpoint={"every": 2, "keep": 3})
+    TestResume.run_until(5, recipe)
+    for _ in range(2):  # the second time as if it had been killed before the model was saved
+        metrics = finetune(recipe, quiet=True)
+        assert metrics["steps"] == 6
+        assert_equal(weights(metrics["model"]), weights(tmp_path / "run" / "checkpoints" / "step-00000002"))
+        shutil.rmtree(metrics["model"])
 
 
 def test_adapters_of_low_rank_are_merged(supernet, corpus, tmp_path):
