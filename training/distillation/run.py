@@ -99,7 +99,7 @@ class _Run:
         self.checkpoints = Path(recipe.output_dir) / CHECKPOINTS
         self.state = load_training_state(checkpoint) if checkpoint else None
         sources = _sources(recipe, accelerator)
-        self._build(checkpoint, sources[0])
+        self._build(checkpoint, sources[0], show_progress)
         self.license = self._license(checkpoint) if accelerator.is_main_process else None
         start = self.state.step if self.state else 0
         self._build_data(*sources)
@@ -122,7 +122,7 @@ class _Run:
             logger.warning("found no licence in the card of the teacher %s; the student's card will name none", path)
         return found
 
-    def _build(self, resumed: Path | None, audio: list[AudioSource]) -> None:
+    def _build(self, resumed: Path | None, audio: list[AudioSource], show_progress: bool) -> None:
         recipe, device = self.recipe, self.accelerator.device
         # In full precision as long as the student copies it.
         encoder = load_teacher(recipe.teacher.model_copy(update={"dtype": "float32"}), recipe.seed)
@@ -131,7 +131,7 @@ class _Run:
             if recipe.student.freeze_front_end:
                 student.freeze_feature_encoder()
         else:
-            student = new_student(recipe, encoder, audio, self.accelerator)
+            student = new_student(recipe, encoder, audio, self.accelerator, show_progress)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             objective = make_objective(

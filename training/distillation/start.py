@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from lighthubert_hf import LightHubertForPreTraining
 from lighthubert_hf.preprocessing import SAMPLING_RATE
+from lighthubert_hf.progress import progress_bar
 from lighthubert_hf.training.audio.batching import Batch, training_loader
 from lighthubert_hf.training.audio.sources import AudioSource
 
@@ -19,7 +20,11 @@ from .student import build_student
 
 
 def new_student(
-    recipe: DistillationRecipe, teacher: PreTrainedModel, sources: Sequence[AudioSource], accelerator: Accelerator
+    recipe: DistillationRecipe,
+    teacher: PreTrainedModel,
+    sources: Sequence[AudioSource],
+    accelerator: Accelerator,
+    show_progress: bool = False,
 ) -> LightHubertForPreTraining:
     """As `build_student`; what the recipe wants in another order is ordered before a subnet is extracted.
 
@@ -37,8 +42,9 @@ def new_student(
             order_channels(student.lighthubert, waveforms, seed=recipe.seed)
         if accelerator.is_main_process and settings.order_on:
             waveforms = _first_audio(recipe, sources, accelerator, settings.order_on.seconds)
+            shown = progress_bar(waveforms, "importance", unit="clips", shown=show_progress)
             whole = settings.init == "teacher"
-            order_student(student, waveforms, settings.order_on, all_weights=whole, seed=recipe.seed)
+            order_student(student, shown, settings.order_on, all_weights=whole, seed=recipe.seed)
         broadcast_parameters(list(student.parameters()))  # of a front end that is frozen, too
 
     ordered = recipe.student.order_channels_on or recipe.student.order_on

@@ -85,7 +85,7 @@ def test_importance_is_the_change_that_is_seen():
         encoder.layers[1].attention.v_proj.weight *= 30
         encoder.layers[1].attention.out_proj.weight[:, :16] *= 10
         encoder.layers[1].attention.out_proj.weight[:, 16:] *= 40
-    found = measure_importance(student, whole, audio(), ["heads", "ffn"], probes=64)
+    found = measure_importance(student, whole, audio(), ["heads", "ffn"], probes=32)
     student.set_active_subnet(whole)
 
     def change(module, start, stop) -> float:
@@ -103,8 +103,8 @@ def test_importance_is_the_change_that_is_seen():
                 handle.remove()
         return total
 
-    seen = torch.tensor([change(encoder.layers[1].feed_forward.output_dense, i, i + 1) for i in range(64)])
-    ranks = torch.stack([found.units[1].argsort().argsort(), seen.argsort().argsort()]).double()
+    seen = torch.tensor([change(encoder.layers[1].feed_forward.output_dense, i, i + 1) for i in range(0, 64, 3)])
+    ranks = torch.stack([found.units[1][::3].argsort().argsort(), seen.argsort().argsort()]).double()
     assert torch.corrcoef(ranks)[0, 1] > 0.8
     dim = student.config.head_dim
     of_heads = torch.tensor([change(encoder.layers[1].attention.out_proj, i * dim, (i + 1) * dim) for i in range(2)])

@@ -14,7 +14,7 @@ from .rewinding import rewind
 from .tiny import TINY_SPACE
 
 HEAD = "prediction_head.weight"
-ORDER = {"seconds": 1.0, "parts": ["heads", "ffn", "channels"], "probes": 1}
+ORDER = {"seconds": 0.5, "parts": ["heads", "ffn", "channels"], "probes": 1}
 SWITCHES = {
     "student": {
         "search_space": TINY_SPACE | {"conv_dim": [8, 16]},
@@ -32,6 +32,7 @@ SWITCHES = {
     "averaging": {"share": 0.75},
     "schedule": {"kind": "cosine", "final_scale": 0.0},
     "optimizer": {"lr": 1e-2},
+    "data": {"batch_seconds": 2, "crop_seconds": 1},
     "training": {"steps": 4},
     "checkpoint": {"every": 1, "keep": 4},
 }
@@ -101,7 +102,7 @@ def test_nothing_but_the_supernet_is_in_the_model(runs):
 def test_a_subnet_is_cut_after_the_order_is_made(make_recipe, tmp_path):
     """The supernet's start, and that of its smallest subnet trained alone, are the same weights."""
     order = ORDER | {"parts": ["heads", "ffn", "width"]}
-    still = {"optimizer": {"lr": 1e-30, "weight_decay": 0.0}, "training": {"steps": 1}}
+    still = {"optimizer": {"lr": 1e-30, "weight_decay": 0.0}, "training": {"steps": 1}, "data": SWITCHES["data"]}
     models = []
     for name, subnet in (("supernet", None), ("alone", "smallest")):
         student = {"search_space": TINY_SPACE, "order_on": order, "subnet": subnet}
