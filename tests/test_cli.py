@@ -1,5 +1,6 @@
 """The command line: answers quickly, and what a user can mend is one line and exit status 2."""
 
+import io
 import json
 import subprocess
 import sys
@@ -207,3 +208,16 @@ def test_what_does_not_fit_into_memory_is_said_in_one_line(monkeypatch, refusal,
 
     monkeypatch.setattr("lighthubert_hf.loading.load_encoder", fails)
     assert refusal("profile", "x").startswith("lighthubert: out of memory (")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", "→ …".encode()), ("latin-1", b"? ?"), ("utf-8", "→ …".encode())]
+)
+def test_any_text_is_written_whatever_the_locale(monkeypatch, encoding, shown):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    monkeypatch.setattr(sys, "argv", ["lighthubert", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    print("→ …", end="", flush=True)
+    assert written.getvalue().endswith(shown)

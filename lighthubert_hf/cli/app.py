@@ -1,6 +1,8 @@
 """The command's frame: its options, how it ends, how a result is printed."""
 
+import codecs
 import contextlib
+import io
 import json
 import os
 import sys
@@ -87,6 +89,7 @@ def main() -> None:
     What a user can mend is one line on standard error and exit status 2; `LIGHTHUBERT_TRACEBACK=1` shows where it
     came from.
     """
+    _accept_any_text()
     quiet_libraries()
     try:
         app()
@@ -125,6 +128,14 @@ def _is_out_of_memory(error: Exception) -> bool:
     """Also as torch says it: by a class of its own on GPUs, by words on CPUs."""
     words = ("can't allocate memory", "not enough memory", "out of memory")
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
+
+
+def _accept_any_text() -> None:
+    """Where the locale is plain ASCII, as under `LC_ALL=C`, UTF-8 is written all the same; of what another encoding
+    has not stands a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and (name := codecs.lookup(stream.encoding).name) != "utf-8":
+            stream.reconfigure(**({"encoding": "utf-8"} if name == "ascii" else {}), errors="replace")
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

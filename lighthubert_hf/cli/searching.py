@@ -16,6 +16,7 @@ def search(
     supernet: Annotated[str, typer.Argument(help="Folder or Hub id, with its distillation head.")],
     output: Annotated[Path, typer.Argument(help="Folder for the study and its reports; continued if it holds one.")],
     teacher: Annotated[str | None, typer.Option(help="Hub id or folder of the teacher to compare with.")] = None,
+    teacher_revision: Annotated[str | None, typer.Option(help="Revision of the teacher on the Hub.")] = None,
     data: Annotated[str | None, typer.Option(help="Validation audio: Hub id, folder, glob or URL.")] = None,
     split: Annotated[str, typer.Option(help="Split of --data.")] = "validation",
     config_name: ConfigName = None,
@@ -71,9 +72,10 @@ def search(
     known |= {"supernet": supernet, "revision": revision}
     if not overwrite:
         check_search_folder(model, output, **known)
+    own = Score.load(score, maximize) if score else None
     result = search(
         model,
-        Score.load(score, maximize) if score else _distillation_score(model, teacher, data, options, max_examples),
+        own or _distillation_score(model, teacher, teacher_revision, data, options, max_examples),
         output,
         objectives=objectives,
         trials=trials,
@@ -89,7 +91,12 @@ def search(
 
 
 def _distillation_score(
-    model: Any, teacher: str | None, data: str | None, options: dict[str, Any], max_examples: int
+    model: Any,
+    teacher: str | None,
+    revision: str | None,
+    data: str | None,
+    options: dict[str, Any],
+    max_examples: int,
 ) -> Any:
     if teacher is None or data is None:
         raise ValueError("say what to score subnets by: --teacher and --data, or --score module:function")
@@ -100,4 +107,5 @@ def _distillation_score(
     from lighthubert_hf.training.audio.sources import AudioSource
     from lighthubert_hf.training.distillation.scoring import distillation_score
 
-    return distillation_score(model, teacher, [AudioSource(data, **options)], max_examples=max_examples).as_score()
+    source = AudioSource(data, **options)
+    return distillation_score(model, teacher, [source], max_examples=max_examples, revision=revision).as_score()

@@ -142,6 +142,7 @@ def distillation_score(
     batch_seconds: float = 40.0,
     crop_seconds: float = 15.0,
     objective: LightHubertObjectiveSection | None = None,
+    revision: str | None = None,
     **cache_options,
 ) -> DistillationScore:
     """The score of `model`'s subnets on audio from `sources`, with targets of the model or checkpoint `teacher`.
@@ -150,10 +151,11 @@ def distillation_score(
         max_examples: clips to use; all if not given.
         batch_seconds, crop_seconds: seconds of a batch, padding included, and of a clip at most.
         objective: how targets are made of the teacher's layers.
+        revision: of a teacher on the Hub.
         cache_options: `memory_limit`, `cache_folder`, `disk_limit`, `progress` of `DistillationScore`.
     """
     if isinstance(teacher, str):
-        teacher = load_teacher(TeacherSection(path=teacher))
+        teacher = load_teacher(TeacherSection(path=teacher, revision=revision))
     loader = validation_loader(
         list(sources), batch_seconds=batch_seconds, crop_seconds=crop_seconds, max_examples=max_examples
     )
