@@ -87,10 +87,11 @@ class OpenSource:
             raise absent("data set", path)
         try:
             if files is not None:
+                kind = _format_of(files)
+                for pattern in files:
+                    _matching(pattern)
                 files = [glob.escape(file) if os.path.exists(file) else file for file in files]
-                return _DatasetRows(
-                    load_dataset(_format_of(files), data_files={split: files}, split=split, streaming=True)
-                )
+                return _DatasetRows(load_dataset(kind, data_files={split: files}, split=split, streaming=True))
             if not self.is_remote and any(map(os.path.abspath(path).__contains__, GLOB_CHARACTERS)):
                 kind, folder = _format_of(_files_in(path)), glob.escape(os.path.abspath(path))
                 # Without escaping it takes them for a glob.
