@@ -12,7 +12,9 @@ from .app import Json, answer, app
 
 @app.command()
 def transcribe(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of a LightHuBERT with a CTC head.")],
+    model: Annotated[
+        str, typer.Argument(help="Folder or Hub id of a LightHuBERT, HuBERT or wav2vec 2.0 with a CTC head.")
+    ],
     files: Annotated[list[str], typer.Argument(help="Recordings; or -: raw mono samples on standard input.")],
     kind: Annotated[str, typer.Option("--format", help="txt, srt, vtt, or json (one line of JSON a line).")] = "txt",
     output: Annotated[Path | None, typer.Option(help="Folder for one transcript a file; what is there stays.")] = None,

@@ -6,6 +6,7 @@ Operations are counted by torch's own counter on models without storage: nothing
 does them is for a measurement to say (`audio_per_second` in `log.jsonl`).
 """
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +17,9 @@ from transformers import AutoModel, HubertConfig, PreTrainedConfig
 from lighthubert_hf import LightHubertForPreTraining
 from lighthubert_hf.loading import load_config
 from lighthubert_hf.preprocessing import SAMPLING_RATE
+from lighthubert_hf.streaming.chunks import ChunkContext
 
+from .contexts import StepContexts
 from .recipe import DistillationRecipe, TeacherSection
 from .sampler import StepSubnets
 from .student import extracted, fresh_config
@@ -67,6 +70,7 @@ def count_cost(recipe: DistillationRecipe) -> TrainingCost:
     passes = 2 if recipe.objective.name == "armhubert" else 1
     runs_layers = recipe.objective.name != "front_end"
     teacher_flop = passes * _flop(lambda: teacher(audio) if runs_layers else teacher.feature_extractor(audio))
+    contexts = StepContexts(recipe.streaming, student, recipe.seed) if recipe.streaming else None
     sampler = StepSubnets(student.search_space, recipe.sampler, recipe.seed) if student.search_space else None
     front_ends, encoders = 0.0, 0.0
     steps = range(0, recipe.training.steps, max(recipe.training.steps // _STEPS, 1))
@@ -78,7 +82,8 @@ def count_cost(recipe: DistillationRecipe) -> TrainingCost:
             if channels != (channels := student.lighthubert.feature_extractor.active_channels):
                 front_ends += _flop(lambda: student.lighthubert.extract_features(audio))
                 features = student.lighthubert.extract_features(audio)
-            encoders += _flop(lambda: _encode(student, features, runs_layers))  # noqa: B023 (called at once)
+            context = contexts.at(step) if contexts else None
+            encoders += _flop(lambda: _encode(student, features, runs_layers, context))  # noqa: B023 (called at once)
     passes = 3
     if recipe.student.freeze_front_end:  # without a choice of channels it is the teacher's, which runs anyway
         passes = 1 if student.config.has_elastic_front_end else 0
@@ -87,11 +92,18 @@ def count_cost(recipe: DistillationRecipe) -> TrainingCost:
     )
 
 
-def _encode(student: LightHubertForPreTraining, features: torch.Tensor, runs_layers: bool) -> None:
+def _encode(
+    student: LightHubertForPreTraining, features: torch.Tensor, runs_layers: bool, context: ChunkContext | None
+) -> None:
+    encoder = student.lighthubert
     if not runs_layers:
-        student.lighthubert.feature_projection(features)
+        encoder.feature_projection(features)
         return
-    student.prediction_head(student.lighthubert.encode(features).last_hidden_state)
+    frames = features.shape[1]
+    pieces = [(0, frames, 0, frames)] if context is None else context.pieces(frames)
+    for length, count in Counter(end - first for first, end, _, _ in pieces).items():
+        seen = features.detach()[:, :length].expand(count, -1, -1)
+        student.prediction_head(encoder.encode(seen).last_hidden_state)
 
 
 def _flop(run) -> int:

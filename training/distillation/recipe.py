@@ -21,6 +21,7 @@ from lighthubert_hf.training.recipes.sections import (
     LoggingSection,
     Minutes,
     ModelConfig,
+    NonNegativeFloat,
     NonNegativeInt,
     OptimizerSection,
     PathText,
@@ -220,6 +221,18 @@ class SamplerSection(Section):
         return self
 
 
+class StreamingSection(Section):
+    """Some steps train what a `StreamingEncoder` computes: chunks that see so much on either side, and no more.
+
+    One chunk length; left and right context are drawn anew in each such step. The other steps hear whole utterances.
+    """
+
+    share: Share = Field(0.5, description="of the steps")
+    chunk_seconds: Seconds = 0.32
+    left_seconds: list[NonNegativeFloat] = Field([1.28, 2.56], min_length=1, description="draw one of these")
+    right_seconds: list[NonNegativeFloat] = Field([0.0, 0.08, 0.32], min_length=1, description="draw one of these")
+
+
 def _holding_a_crop(section, name: str):
     if section.batch_seconds < section.crop_seconds:
         raise ValueError(
@@ -303,6 +316,7 @@ class DistillationRecipe(Recipe):
     deep_targets: DeepTargetsSection | None = None
     masking: MaskingSection | None = MaskingSection()
     sampler: SamplerSection = SamplerSection()
+    streaming: StreamingSection | None = None
     data: DataSection
     validation: ValidationSection | None = None
     optimizer: OptimizerSection = OptimizerSection()
@@ -327,6 +341,8 @@ class DistillationRecipe(Recipe):
             raise ValueError("objective front_end trains the front end: set student.freeze_front_end=false")
         if self.objective.name == "front_end" and self.masking is not None:
             raise ValueError("objective front_end learns from unmasked audio: set masking to null")
+        if self.objective.name == "front_end" and self.streaming:
+            raise ValueError("objective front_end runs no layer, which context could matter to: remove streaming")
         if self.deep_targets and self.objective.name != "lighthubert":
             raise ValueError(
                 f"deep_targets go before objective lighthubert; {self.objective.name} has targets of its own: remove "

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from transformers.modeling_outputs import BaseModelOutput
 
 from lighthubert_hf import LightHubertForPreTraining, Subnet
 from lighthubert_hf.preprocessing import SAMPLING_RATE
+from lighthubert_hf.streaming.chunks import ChunkContext, encode_in_chunks
 from lighthubert_hf.training.audio.batching import Batch
 from lighthubert_hf.training.distillation.objectives.base import TeacherOutput
 
+from .contexts import StepContexts
 from .gradients import reduce_gradients, reduce_statistics
 from .masking import draw_time_mask
 from .objectives import FrameLoss, Objective
@@ -83,6 +86,7 @@ class DistillationModel:
             )
         self.teacher, self.student, self.objective, self.accelerator = teacher, student, objective, accelerator
         self.learnt = objective.at(None)
+        self.context: ChunkContext | None = None
         if not objective.runs_encoder:
             _train_front_end_only(student)
         self.freeze_front_end = not any(p.requires_grad for p in student.lighthubert.feature_extractor.parameters())
@@ -94,9 +98,10 @@ class DistillationModel:
         if self.share_front_end:
             teacher.keep_front_end()
 
-    def enter(self, step: int | None) -> None:
-        """From now on the objective is that of `step`; `None`: that of a validation."""
-        self.learnt = self.objective.at(step)
+    def enter(self, step: int | None, context: ChunkContext | None = None) -> None:
+        """From now on the objective is that of `step` (`None`: that of a validation), and the student hears `context`
+        (`None`: whole utterances)."""
+        self.learnt, self.context = self.objective.at(step), context
         self.teacher.request = self.learnt.request
 
     def prepare(self, batch: Batch, masking: MaskingSection | None, *, seed: int, step: int) -> DistillationBatch:
@@ -142,10 +147,10 @@ class DistillationModel:
             self.student.set_active_subnet(subnet)
         with self.accelerator.autocast():
             if self.learnt.runs_encoder:
-                outputs = self.student.lighthubert.encode(
+                outputs = self._encode(
                     features,
-                    batch.attention_mask,
-                    batch.time_mask,
+                    attention_mask=batch.attention_mask,
+                    mask_time_indices=batch.time_mask,
                     output_hidden_states=self.learnt.needs_student_states,
                 )
             else:
@@ -153,6 +158,12 @@ class DistillationModel:
             predictions = self.learnt.predictions(self.student, outputs)
         frames = batch.targets[0].shape[1]
         return [prediction[:, :frames] for prediction in predictions]
+
+    def _encode(self, features: torch.Tensor, **options) -> BaseModelOutput:
+        encoder = self.student.lighthubert
+        if self.context is None:
+            return encoder.encode(features, **options)
+        return encode_in_chunks(encoder, features, self.context, **options)
 
     def loss(
         self, predictions: list[torch.Tensor], targets: list[torch.Tensor], batch: DistillationBatch
@@ -191,6 +202,7 @@ class TrainingStep:
         # A constant of about the number of frames in a step: keeps the gradients of summed losses in fp16's range.
         seconds = recipe.data.batch_seconds * recipe.training.accumulation
         self.expected_frames = seconds * SAMPLING_RATE / student_stride(model.student)
+        self.contexts = StepContexts(recipe.streaming, model.student, recipe.seed) if recipe.streaming else None
 
     def run(
         self,
@@ -206,7 +218,7 @@ class TrainingStep:
             subnets: The same on all processes.
             stopping: Says, when the gradients are done, whether this process wants to stop after this step.
         """
-        self.model.enter(step)
+        self.model.enter(step, self.contexts.at(step) if self.contexts else None)
         self.optimizer.zero_grad(set_to_none=True)
         loss, count = (torch.zeros((), device=self.accelerator.device) for _ in range(2))
         seconds = 0.0

@@ -1,16 +1,18 @@
 """A recogniser that writes down speech while it hears it."""
 
 from math import prod
+from typing import Any
 
 import torch
-from transformers import Wav2Vec2Processor
+from transformers import AutoModelForCTC, Wav2Vec2Processor
 
-from lighthubert_hf import LightHubertForCTC
+from lighthubert_hf import LightHubertConfig, LightHubertForCTC
 from lighthubert_hf.devices import choose_device
-from lighthubert_hf.loading import load_lighthubert
+from lighthubert_hf.loading import load, load_config, load_lighthubert
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.streaming import StreamingEncoder
 from lighthubert_hf.streaming.encoder import Samples
+from lighthubert_hf.training.distillation.own_form import own_form
 
 from .words import GreedyWords, Word
 
@@ -18,18 +20,23 @@ from .words import GreedyWords, Word
 def load_recogniser(
     name: str, revision: str | None = None, device: str | None = None
 ) -> tuple[LightHubertForCTC, Wav2Vec2Processor]:
-    """The recogniser in a folder or on the Hub, and its processor.
+    """The recogniser in a folder or on the Hub, and its processor. A HuBERT or wav2vec 2.0 runs in our own form.
 
     Raises:
         FileNotFoundError: There is none.
         ValueError: It has no CTC head, no vocabulary, or one of another size.
     """
-    model = load_lighthubert(name, revision)
-    if not isinstance(model, LightHubertForCTC):
+    config = load_config(name, revision)
+    architecture = (config.architectures or [config.model_type])[0]
+    if not architecture.endswith("ForCTC"):
         raise ValueError(
-            f"{name} is a {type(model).__name__}, without the CTC head that puts out text; train one with "
+            f"{name} is a {architecture}, without the CTC head that puts out text; train one with "
             "`lighthubert finetune`"
         )
+    if config.model_type == LightHubertForCTC.config_class.model_type:
+        model: Any = load_lighthubert(name, revision)
+    else:
+        model = _in_own_form(load(AutoModelForCTC, name, revision=revision).model, name)
     try:
         processor = Wav2Vec2Processor.from_pretrained(name, revision=revision)
     except (OSError, TypeError, ValueError) as error:
@@ -44,6 +51,20 @@ def load_recogniser(
             "copy the tokenizer from the run that trained it"
         )
     return model.to(choose_device(device)), processor
+
+
+def _in_own_form(model: Any, name: str) -> LightHubertForCTC:
+    encoder = own_form(model.base_model)
+    if encoder is None:
+        raise ValueError(
+            f"{name} is a {type(model).__name__} whose layers are not LightHuBERT's (those of HuBERT and wav2vec 2.0 "
+            "are, but for adapters and batch norm); fine-tune one of these"
+        )
+    fields = {"vocab_size": model.config.vocab_size, "pad_token_id": model.config.pad_token_id}
+    with torch.device("meta"):
+        own = LightHubertForCTC(LightHubertConfig.from_dict(encoder.config.to_dict() | fields))
+    own.lighthubert, own.lm_head = encoder, model.lm_head
+    return own.eval()
 
 
 class StreamingRecogniser:

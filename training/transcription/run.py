@@ -107,10 +107,9 @@ def transcribe_files(
                     lines = _of_recording(recording, model, processor, context, bar.update)
                     facts, texts = _written(lines, kind, say, keep=place is None)
                     facts |= {"seconds": round(recording.num_samples / SAMPLING_RATE, 3)}
-            except (OSError, AudioDecodeError):
-                if not Path(path).exists():
-                    error = absent("recording", path)
-                found.failed.append({"file": path, "reason": " ".join(str(error).split())})
+            except (OSError, AudioDecodeError) as error:
+                reason = error if Path(path).exists() else absent("recording", path)
+                found.failed.append({"file": path, "reason": " ".join(str(reason).split())})
                 continue
             found.done.append({"file": path, "text": " ".join(texts), **facts} | _place(place))
     return found

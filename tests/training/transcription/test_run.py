@@ -14,7 +14,7 @@ from lighthubert_hf import LightHubertForCTC, LightHubertModel, Subnet
 from lighthubert_hf.cli import main
 from lighthubert_hf.training.finetuning.processors import build_processor, characters
 
-SUBNET = Subnet(48, (1, 4), (96, 72))
+SUBNET = Subnet(48, (1, 3), (96, 72))
 PROCESSOR = build_processor(characters(["abcdefghi"]))
 
 
@@ -173,6 +173,19 @@ def test_what_is_refused(recogniser, call, arguments, stdin, message):
     assert (status, out) == (2, "")
     assert message in err
     assert len(err.splitlines()) <= 2
+
+
+def test_a_plain_hubert_of_the_same_weights_says_the_same(recogniser, audio, call, tmp_path):
+    LightHubertForCTC.from_pretrained(recogniser, attention_window=None).to_hubert().save_pretrained(
+        tmp_path / "plain"
+    )
+    PROCESSOR.save_pretrained(tmp_path / "plain")
+    LightHubertForCTC.from_pretrained(recogniser, attention_window=None).save_pretrained(tmp_path / "own")
+    PROCESSOR.save_pretrained(tmp_path / "own")
+    soundfile.write("a.wav", audio, 16_000, subtype="FLOAT")
+    said = [call(name, "a.wav", "--chunk", 1, "--left", 0.5, "--right", 0.2)[:2] for name in ("plain", "own")]
+    assert said[0] == said[1]
+    assert said[0][1]
 
 
 def test_models_that_put_out_no_text(recogniser, make_model, call, tmp_path):
