@@ -6,13 +6,15 @@ whose unused parameters differ would leave ranks with different gradients. Summi
 exact for any mixture of subnets, gradient checkpointing and accumulation, and costs one reduction per step.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 
 BUCKET_ELEMENTS = 2**24  # 64 MB of fp32: large enough for bandwidth, small enough as a temporary
 
 
-def broadcast_parameters(parameters: list[torch.nn.Parameter]) -> None:
+def broadcast_parameters(parameters: Sequence[torch.Tensor]) -> None:
     """Every process starts from the first one's values."""
     if _alone():
         return

@@ -41,8 +41,11 @@ def order_student(
     *,
     all_weights: bool,
     seed: int = 0,
-) -> None:
+) -> torch.Tensor | None:
     """Reorder a supernet in place, so that narrow subnets keep what matters most.
+
+    Returns:
+        Which channel of the stream each has become, `(hidden_size,)`, if its width was ordered.
 
     Args:
         waveforms: Normalised 16 kHz audio to measure on, `(samples,)` each.
@@ -81,7 +84,10 @@ def order_student(
     if "channels" in parts:
         rearrange_channels(student.lighthubert, importance.channels)
     if by_width:
-        rearrange_stream(student, stream_order(importance.stream, config.num_conv_pos_embedding_groups))
+        order = stream_order(importance.stream, config.num_conv_pos_embedding_groups)
+        rearrange_stream(student, order)
+        return order
+    return None
 
 
 def measure_importance(

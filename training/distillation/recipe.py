@@ -349,12 +349,12 @@ class DistillationRecipe(Recipe):
                 "the section deep_targets"
             )
         order = self.student.order_on
-        if order and "width" in order.parts and self.deep_targets:
+        if order and "width" in order.parts and self.objective.name == "front_end" and self.student.init != "teacher":
             raise ValueError(
-                "deep_targets compare the stream with the teacher's, in the teacher's order: leave width out of "
-                "student.order_on.parts"
+                "objective front_end knows an ordered stream of the teacher's weights only: leave width out of "
+                "student.order_on.parts, or set student.init=teacher"
             )
-        if order and "width" in order.parts and self.objective.name != "lighthubert":
+        if order and "width" in order.parts and self.objective.name not in ("lighthubert", "front_end"):
             raise ValueError(
                 f"objective {self.objective.name} compares the stream with the teacher's, in the teacher's order: "
                 "leave width out of student.order_on.parts"

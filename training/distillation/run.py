@@ -126,17 +126,20 @@ class _Run:
         recipe, device = self.recipe, self.accelerator.device
         # In full precision as long as the student copies it.
         encoder = load_teacher(recipe.teacher.model_copy(update={"dtype": "float32"}), recipe.seed)
+        order = self.state.objective.get("order") if self.state else None
         if resumed:
             student = load(LightHubertForPreTraining, resumed / "pretrained_model", dtype=torch.float32).model
             if recipe.student.freeze_front_end:
                 student.freeze_feature_encoder()
         else:
-            student = new_student(recipe, encoder, audio, self.accelerator, show_progress)
+            student, order = new_student(recipe, encoder, audio, self.accelerator, show_progress)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             objective = make_objective(
                 recipe.objective, encoder.config, student.config, recipe.deep_targets, recipe.training.steps
             )
+        if order is not None:
+            objective.follow(order)
         if self.state:
             objective.load_state_dict(self.state.objective, strict=True)
         if recipe.training.gradient_checkpointing:

@@ -25,18 +25,24 @@ def new_student(
     sources: Sequence[AudioSource],
     accelerator: Accelerator,
     show_progress: bool = False,
-) -> LightHubertForPreTraining:
+) -> tuple[LightHubertForPreTraining, torch.Tensor | None]:
     """As `build_student`; what the recipe wants in another order is ordered before a subnet is extracted.
 
     The first process listens and orders alone, and all take its order.
 
     Args:
         sources: The training audio.
+
+    Returns:
+        The student; and which of the teacher's channels each channel of its stream is, if its width was ordered.
     """
+    moved: list[torch.Tensor] = []
 
     def order(student: LightHubertForPreTraining) -> None:
         settings, device = recipe.student, accelerator.device
         student.to(device)
+        if settings.order_on and "width" in settings.order_on.parts:
+            moved.append(torch.arange(student.config.hidden_size, device=device))
         if accelerator.is_main_process and settings.order_channels_on:
             waveforms = _first_audio(recipe, sources, accelerator, settings.order_channels_on)
             order_channels(student.lighthubert, waveforms, seed=recipe.seed)
@@ -44,11 +50,14 @@ def new_student(
             waveforms = _first_audio(recipe, sources, accelerator, settings.order_on.seconds)
             shown = progress_bar(waveforms, "importance", unit="clips", shown=show_progress)
             whole = settings.init == "teacher"
-            order_student(student, shown, settings.order_on, all_weights=whole, seed=recipe.seed)
-        broadcast_parameters(list(student.parameters()))  # of a front end that is frozen, too
+            places = order_student(student, shown, settings.order_on, all_weights=whole, seed=recipe.seed)
+            if places is not None:
+                moved[0].copy_(places)
+        broadcast_parameters([*student.parameters(), *moved])  # of a front end that is frozen, too
 
     ordered = recipe.student.order_channels_on or recipe.student.order_on
-    return build_student(recipe.student, teacher, recipe.seed, order if ordered else None)
+    student = build_student(recipe.student, teacher, recipe.seed, order if ordered else None)
+    return student, moved[0].cpu() if moved else None
 
 
 def first_batches(

@@ -62,11 +62,23 @@ def test_afterwards_everything_is_as_without(tiny_recipe):
     assert all(parameter.grad is None for parameter in heads)
 
 
+def test_heads_of_a_stream_in_another_order_still_begin_as_the_identity(tiny_recipe):
+    """Also of a narrower student, which has the first channels of that order."""
+    objective = deep_step(tiny_recipe(**DEEP)).model.objective
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
+    objective.follow(order)
+    states = torch.randn(2, 32)
+    for head in objective.deep.heads:
+        with torch.no_grad():
+            assert torch.equal(head(states[:, order]), states)
+            found = head(states[:, order][:, :24])
+        assert torch.equal(found[:, order[:24]], states[:, order[:24]]) and not found[:, order[24:]].any()
+
+
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
         (DEEP | {"objective": {"name": "dphubert"}, "masking": None}, "targets of its own"),
-        (DEEP | {"student": {"order_on": {"parts": ["width"]}}}, "leave width out"),
         ({"deep_targets": {"layers": [5]}}, r"layers are \[5\], the teacher has layers 1 to 4"),
     ],
 )

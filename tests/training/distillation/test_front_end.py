@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lighthubert_hf import LightHubertConfig, LightHubertForPreTraining, LightHubertModel, SearchSpace
 from lighthubert_hf.training.distillation.channel_order import channel_importance, order_channels
+from lighthubert_hf.training.distillation.checkpoint import load_training_state
 from lighthubert_hf.training.distillation.objectives import make_objective
 from lighthubert_hf.training.distillation.objectives.base import TeacherRequest
 from lighthubert_hf.training.distillation.progress import read_log
@@ -20,6 +21,7 @@ from lighthubert_hf.training.distillation.teacher import Teacher
 from ...examples import examples
 from ...precision import assert_as_exact, assert_gradients_as_exact, in_double
 from .encoders import FAMILIES, make_encoder
+from .rewinding import rewind
 from .test_step import NO_DROPOUT, gradients, make_batch, make_step, weights
 from .tiny import TINY_SPACE
 
@@ -201,6 +203,22 @@ def test_it_learns_and_the_next_stage_goes_on_from_it(tiny_recipe, make_recipe, 
     static = trained.eval().extract_subnet(subnet)
     with torch.no_grad():
         assert torch.equal(static(audio).predictions, trained(audio).predictions)
+
+
+def test_an_ordered_stream_learns_the_channels_it_was(make_recipe, tmp_path):
+    """The largest subnet has nothing to learn, as in the teacher's order; a run gone on with knows the order."""
+    order = {"seconds": 0.5, "parts": ["heads", "width"], "probes": 1}
+    options = {"training": {"steps": 2}, "checkpoint": {"every": 1}, "sampler": {"kind": "largest"}}
+    options |= {"optimizer": {"lr": 1e-30, "weight_decay": 0.0}, "data": {"batch_seconds": 2, "crop_seconds": 1}}
+    student = {"search_space": ELASTIC, "order_on": order, "config": NO_DROPOUT | {"feat_proj_dropout": 0.0}}
+    recipe = make_recipe(tmp_path / "run", **FRONT_END, student=student, **options)
+    distill(recipe, show_progress=False)
+    state = load_training_state(tmp_path / "run" / "checkpoints" / "step-00000002").objective
+    assert sorted(state["order"].tolist()) == [*range(32)] != state["order"].tolist()
+    rewind(recipe, 1)
+    distill(recipe, show_progress=False)
+    losses = [entry["loss"] for entry in read_log(tmp_path / "run" / "log.jsonl")]
+    assert len(losses) == 2 and max(losses) < 1e-4
 
 
 def test_two_runs_are_the_same(tiny_recipe, make_recipe, tmp_path):

@@ -139,7 +139,7 @@ def test_what_matters_comes_first():
         ({"student": {"order_on": {}, "order_channels_on": 3.0}}, "both order the channels"),
         ({"student": {"order_on": {"parts": ["depth"]}}}, "order_on.parts"),
         (
-            {"student": {"order_on": {"parts": ["width"]}}, "objective": {"name": "front_end"}, "masking": None},
+            {"student": {"order_on": {"parts": ["width"]}}, "objective": {"name": "dphubert"}, "masking": None},
             "width",
         ),
     ],

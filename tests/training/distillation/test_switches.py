@@ -14,7 +14,7 @@ from .rewinding import rewind
 from .tiny import TINY_SPACE
 
 HEAD = "prediction_head.weight"
-ORDER = {"seconds": 0.5, "parts": ["heads", "ffn", "channels"], "probes": 1}
+ORDER = {"seconds": 0.5, "parts": ["heads", "ffn", "channels", "width"], "probes": 1}
 SWITCHES = {
     "student": {
         "search_space": TINY_SPACE | {"conv_dim": [8, 16]},

@@ -74,6 +74,13 @@ class Objective(nn.Module):
     #: Whether the recipe's masks apply.
     masks = True
 
+    def follow(self, order: torch.Tensor) -> None:
+        """Take it that the student starts with the teacher's stream in another order.
+
+        Args:
+            order: Which of the teacher's channels each of the student's is, `(hidden_size,)`.
+        """
+
     def at(self, step: int | None) -> "Objective":
         """What is learnt in `step`; `None`: what a validation looks at."""
         return self
@@ -132,9 +139,16 @@ class PrefixLinear(nn.Linear):
         return F.linear(hidden_states, self.weight[:, : hidden_states.shape[-1]], self.bias)
 
 
-def initialise_as_identity(linear: nn.Linear) -> None:
-    """Ones on the diagonal, zeros elsewhere; also for a weight that is not square."""
+def initialise_as_identity(linear: nn.Linear, order: torch.Tensor | None = None) -> None:
+    """Ones on the diagonal, zeros elsewhere; also for a weight that is not square.
+
+    Args:
+        order: Which output each input is, if they are in another order; there may be more than the layer has inputs.
+    """
     nn.init.eye_(linear.weight)
+    if order is not None:
+        whole = torch.eye(linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device)
+        linear.weight.data.copy_(whole[:, order[: linear.in_features].to(whole.device)])
     nn.init.zeros_(linear.bias)
 
 

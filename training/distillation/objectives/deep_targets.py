@@ -63,6 +63,10 @@ class DeepTargets(Objective):
         for head in self.heads:
             initialise_as_identity(head)
 
+    def follow(self, order: torch.Tensor) -> None:
+        for head in self.heads:
+            initialise_as_identity(head, order)
+
     @property
     def request(self) -> TeacherRequest:
         request = self.base.request
@@ -93,6 +97,9 @@ class DeepTargetsFirst(Objective):
     def __init__(self, deep: DeepTargets, num_first_steps: int):
         super().__init__()
         self.deep, self.num_first_steps = deep, num_first_steps
+
+    def follow(self, order: torch.Tensor) -> None:
+        self.deep.follow(order)
 
     def at(self, step: int | None) -> Objective:
         return self.deep if step is not None and step < self.num_first_steps else self.deep.base

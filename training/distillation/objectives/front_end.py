@@ -21,14 +21,19 @@ class FrontEndObjective(Objective):
     over the valid frames \(t\) of unmasked audio \(x\); \(C\) are the convolutions, \(P\) is the feature projection,
     \(E\) the width of the student's stream, and stars mark the teacher's. No transformer layer runs, on either side.
     A subnet's width takes the first channels of the stream, so it learns the first channels of the teacher's: for a
-    student that starts as the teacher this is the input its own layers know.
+    student that starts as the teacher this is the input its own layers know. Of a stream that was put in another order
+    (`follow`) each channel learns the one it was.
     """
 
     runs_encoder = False
     request = TeacherRequest(projected=True)
 
+    def follow(self, order: torch.Tensor) -> None:
+        self.register_buffer("order", order)  # a checkpoint has it
+
     def targets(self, clean: TeacherOutput, masked, valid: torch.BoolTensor, time_mask) -> list[torch.Tensor]:
-        return [clean.projected.float()]
+        projected, order = clean.projected.float(), self._buffers.get("order")
+        return [projected if order is None else projected.index_select(-1, order)]
 
     def predictions(self, student, outputs: torch.Tensor) -> list[torch.Tensor]:
         return [outputs]
