@@ -295,7 +295,8 @@ def table(results: dict) -> str:
         cells = [counts.get(key, 0) for key in ("attempts", *ENDINGS)]
         lines.append(f"| {title} | {' | '.join(map(str, cells))} |")
     machine = results["machine"]["device"]
-    command = f"python benchmarks/reliability/run.py --json OUT --minutes {results['minutes']:.0f}"
+    options = f"--minutes {results['minutes']:.0f} --seed {results['seed']}"
+    command = f"python benchmarks/reliability/run.py --json OUT {options}"
     return "\n".join([*lines, "", f"`{command}`, {machine}."])
 
 
