@@ -1,5 +1,6 @@
 """Whatever is wrong with weights, whichever command reads them: one line that names the file and what it is about."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,14 @@ from lighthubert_hf import LightHubertForCTC, LightHubertForPreTraining, LightHu
 from lighthubert_hf.conversion import convert, export_onnx, save_plain_hubert
 from lighthubert_hf.hub.folder import save_model_folder
 from lighthubert_hf.hub.publishing import extract_to_folder, load_supernet, push_folder, push_model
-from lighthubert_hf.loading import check_loads, load, load_encoder, load_feature_extractor, load_lighthubert
+from lighthubert_hf.loading import (
+    check_loads,
+    load,
+    load_config,
+    load_encoder,
+    load_feature_extractor,
+    load_lighthubert,
+)
 from lighthubert_hf.training.distillation.recipe import StudentSection, TeacherSection
 from lighthubert_hf.training.distillation.student import build_student
 from lighthubert_hf.training.distillation.teacher import load_teacher
@@ -326,3 +334,53 @@ def test_a_misspelt_key_of_a_feature_extractor_is_not_the_default(folders, tmp_p
         file.write_text(file.read_text().replace("do_normalize", "do_mormalize"))
     with pytest.raises(ValueError, match="has 'do_mormalize', which means nothing; did you mean 'do_normalize'"):
         load_feature_extractor(tmp_path / "model")
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_keys_that_published_configs_have_beside_those_of_today_are_no_mistakes(folders, tmp_path, kind):
+    """Of HuBERT, wav2vec 2.0, WavLM and data2vec as published, where today's keys that are missing have defaults."""
+    old = (
+        "feat_extract_dropout",
+        "gradient_checkpointing",
+        "hidden_dropout_prob",
+        "mask_channel_length",
+        "mask_channel_min_space",
+        "mask_channel_other",
+        "mask_channel_prob",
+        "mask_channel_selection",
+        "mask_time_min_space",
+        "mask_time_other",
+        "mask_time_selection",
+        "no_mask_channel_overlap",
+        "no_mask_time_overlap",
+        "freeze_feat_extract_train",
+        "num_ctc_classes",
+        "codevector_dim",
+        "num_codevector_groups",
+        "num_codevectors_per_group",
+        "num_negatives",
+        "proj_codevector_dim",
+        "contrastive_logits_temperature",
+        "diversity_loss_weight",
+        "feat_quantizer_dropout",
+        "conv_pos_kernel_size",
+        "num_buckets",
+        "max_bucket_distance",
+        "tokenizer_class",
+        "torch_dtype",
+        "use_weighted_layer_sum",
+        "classifier_proj_size",
+        "xvector_output_dim",
+        "replace_prob",
+        "add_adapter",
+        "adapter_kernel_size",
+        "output_hidden_size",
+        "finetuning_task",
+    )
+    config = json.loads((folders / kind / "config.json").read_text())
+    unknown = set(old) - {field.name for field in dataclasses.fields(load_config(folders / kind))}
+    kept = ("model_type", "architectures", *SHAPE_FIELDS, "num_conv_pos_embeddings", "num_conv_pos_embedding_groups")
+    tmp_path.joinpath("config.json").write_text(
+        json.dumps({key: config[key] for key in kept} | dict.fromkeys(unknown))
+    )
+    assert load_config(tmp_path).model_type == config["model_type"]
