@@ -192,9 +192,10 @@ def test_two_processes_stay_equal_to_the_bit(tiny_recipe):
     assert entries[2]["loss"] is None
 
 
-def test_channels_are_ordered_alike_in_all_processes(tiny_recipe):
+def test_parts_are_ordered_alike_in_all_processes(tiny_recipe):
     """By the first one's audio, also where the front end is not trained."""
     student = {"search_space": TINY_SPACE | {"conv_dim": [8, 16]}, "order_channels_on": 2.0, "freeze_front_end": True}
+    student |= {"order_on": {"seconds": 1.0, "parts": ["heads", "ffn", "width"], "probes": 1}}
     recipe = tiny_recipe(student=student, training={"steps": 1})
     assert worker.run(recipe, world_size=2) == [0, 0]
     first, second = worker.fingerprints(recipe, 2)
