@@ -227,8 +227,8 @@ def _name_axes(graph) -> None:
         if value.shape is not None:
             value.shape = onnx_ir.Shape([named(size) for size in value.shape])
     for value in graph.outputs:
-        if len(value.shape) == 3:
-            value.shape = onnx_ir.Shape([value.shape[0], "frames", value.shape[2]])
+        if len(value.shape) == 3 or not isinstance(value.shape[1], int):  # of classes there is a number
+            value.shape = onnx_ir.Shape([value.shape[0], "frames", *list(value.shape)[2:]])
 
 
 def _say_the_least(model, samples: int) -> None:

@@ -25,6 +25,8 @@ ELSEWHERE = {  # by the tests of their subject, which bring what they need
     "finetuning.md": "training/finetuning/test_run.py",
     "search.md": "training/distillation/test_search_docs.py",
     "streaming.md": "streaming/test_docs.py",
+    "units.md": "training/units/test_docs.py",
+    "features.md": "training/units/test_docs.py",
 }
 COMMANDS = typer.main.get_command(app).commands
 guides = pytest.mark.parametrize("path", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))

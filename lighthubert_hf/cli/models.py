@@ -69,13 +69,24 @@ def export_onnx(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a static model.")],
     output: Annotated[Path, typer.Argument(help="File to write.")],
     int8: Annotated[bool, typer.Option(help="8-bit weights; prints what that costs and gains here.")] = False,
+    units: Annotated[bool, typer.Option("--units", help="Discrete units as output, of a codebook of MODEL.")] = False,
+    layer: Annotated[int | None, typer.Option(help="Which codebook, if there are several.")] = None,
+    clusters: Annotated[int | None, typer.Option(help="Which codebook, if there are several of a layer.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of MODEL on the Hub.")] = None,
     overwrite: Replace = False,
     as_json: Json = False,
 ) -> None:
     """A static model as an ONNX file for any batch size and length, compared with PyTorch."""
     from lighthubert_hf.conversion import export_onnx
+    from lighthubert_hf.conversion.onnx_units import export_units_onnx
 
+    if not units and (layer, clusters) != (None, None):
+        raise ValueError("--layer and --clusters choose a codebook; add --units")
+    if units:
+        options = {"layer": layer, "clusters": clusters, "int8": int8, "revision": revision, "overwrite": overwrite}
+        made = export_units_onnx(model, output, **options)
+        answer(made.to_dict(), as_json, str(made))
+        return
     report = export_onnx(model, output, int8=int8, revision=revision, overwrite=overwrite)
     answer(report.to_dict(), as_json, str(report))
 

@@ -22,8 +22,8 @@ from lighthubert_hf.absent import LOG_IN
 
 # Seconds between the attempts at a request that the client does not itself repeat.
 WAITS = (0.5, 1.0, 2.0, 4.0)
-# Weights that an earlier push left and this one does not bring would be mistaken for its own.
-_STALE = ("model*.safetensors", "model.safetensors.index.json")
+# Weights and codebooks that an earlier push left and this one does not bring would be mistaken for its own.
+_STALE = ("model*.safetensors", "model.safetensors.index.json", "units.safetensors")
 _REMEDIES = {
     401: LOG_IN,
     403: "use a token that may write there, or free storage; the server's message says which",

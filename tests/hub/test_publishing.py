@@ -17,6 +17,7 @@ from lighthubert_hf.hub.card import CardFacts
 from lighthubert_hf.hub.folder import save_model_folder
 from lighthubert_hf.hub.publishing import push_folder, push_model
 from lighthubert_hf.hub.upload import PublishingError
+from lighthubert_hf.model.codebook import Codebook, encoder_fingerprint
 
 from .accounts import ACCOUNTS, TOKEN
 from .server import HubServer
@@ -187,6 +188,17 @@ def test_stale_shards_go_in_the_same_commit_and_other_files_stay(hub, model, tmp
     assert [name for name in files if name.startswith("model") and "safetensors" in name] == ["model.safetensors"]
     assert files["NOTICE.txt"] == b"mine"
     assert len(commits(hub)) == 4
+
+
+def test_codebooks_go_to_the_hub_and_back_and_leave_with_the_weights_they_are_of(hub, model, tmp_path):
+    one = Codebook(torch.randn(7, model.config.hidden_size), 2, {"encoder": encoder_fingerprint(model)})
+    model.codebooks = {one.name: one}
+    push_folder(save_model_folder(model, tmp_path / "model"), REPO)
+    loaded = type(model).from_pretrained(REPO, cache_dir=tmp_path / "cache").eval()
+    audio = torch.randn(4000)
+    assert torch.equal(loaded.encode_units(audio), model.eval().encode_units(audio))
+    push_folder(save_model_folder(another(model), tmp_path / "second"), REPO)
+    assert "units.safetensors" not in published(hub)
 
 
 def test_a_branch_is_made_and_main_stays(hub, folder, model, tmp_path):
