@@ -6,11 +6,13 @@ window's features are computed together, and beside each window comes the state 
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from lighthubert_hf.long_audio import iterate_long_states
 from lighthubert_hf.preprocessing import SAMPLING_RATE
@@ -163,6 +165,34 @@ def encode(
         layers: which hidden states.
         convert: makes an array, a row for each frame, of `(frames, layers, width)`.
     """
+    with _up_to(upstream.model, max(layers)):
+        return _encode(upstream, waveforms, layers, convert, long_seconds)
+
+
+@contextmanager
+def _up_to(model: PreTrainedModel, layer: int) -> Iterator[None]:
+    """Leave out the layers behind the last that is wanted, where that changes nothing of those before."""
+    encoder, before = model.encoder, None
+    if hasattr(encoder, "active_layers"):
+        name, before = "active_layers", encoder.active_layers
+    elif not getattr(model.config, "do_stable_layer_norm", True):  # or the last state is normed once more
+        name, before = "layers", encoder.layers
+    if before is not None:
+        setattr(encoder, name, before[:layer])
+    try:
+        yield
+    finally:
+        if before is not None:
+            setattr(encoder, name, before)
+
+
+def _encode(
+    upstream: Upstream,
+    waveforms: Sequence[np.ndarray],
+    layers: Sequence[int],
+    convert: Callable[[torch.Tensor], np.ndarray],
+    long_seconds: float,
+) -> list[np.ndarray]:
     short = [index for index, waveform in enumerate(waveforms) if len(waveform) <= long_seconds * SAMPLING_RATE]
     states = upstream.features([waveforms[index] for index in short], layers=layers) if short else []
     results = {index: convert(state) for index, state in zip(short, states, strict=True)}

@@ -1,6 +1,6 @@
 """`lighthubert units fit`: codebooks of one or more layers, learnt from speech that streams by once for all of them.
 
-Until it is finished, a fit keeps where it is beside the file that it writes: `.units.safetensors.layer6-500.fit`, the
+Until it is finished, a fit keeps where it is beside the file that it writes: `.units.safetensors.6-500.fit`, the
 centroids so far and the position of the stream. The same command again goes on there, and gives what it would have
 given without the stop.
 """
@@ -31,6 +31,7 @@ from lighthubert_hf.training.audio.sources import AudioSource
 from lighthubert_hf.training.features.encoding import AudioWindows, Window, check_layers, encode
 from lighthubert_hf.training.features.opening import EncoderOrName, as_source, open_encoder, shown
 from lighthubert_hf.training.runs.stopping import StopRequest
+from lighthubert_hf.training.superb.feature_store import data_fingerprint
 from lighthubert_hf.training.superb.upstream import Upstream
 from lighthubert_hf.units.files import check_not_there, codebooks_file
 
@@ -148,7 +149,7 @@ def fit_codebooks(
         ValueError: no such layer, fewer frames than clusters, an interrupted fit with other settings there.
     """
     require("train", what="fitting units")
-    layers = (layers,) if isinstance(layers, int) else tuple(layers)
+    layers = (layers,) if isinstance(layers, int) else tuple(dict.fromkeys(layers))
     options = FitSettings(layers=layers, clusters=clusters, **settings)
     if save:
         path = codebooks_file(model if isinstance(model, str | Path) else "the live model", output)
@@ -200,9 +201,8 @@ class _Fit:
         )
         self.at = _Progress()
         self.key = {
-            "encoder": upstream.fingerprint,
-            "data": source.name,
-            "split": source.split,
+            "model": upstream.fingerprint,
+            "data": [source.name, source.split, data_fingerprint(source)],
             **json.loads(json.dumps(vars(settings))),
         }
 
@@ -238,6 +238,8 @@ class _Fit:
     def _step(self, window: Window) -> None:
         features = encode(self.upstream, window.waveforms, self.settings.layers)
         frames = np.concatenate(features)
+        if not np.isfinite(frames).all():
+            raise ValueError(f"features of {self.upstream.name or 'the model'} are not finite; check it and its input")
         if not self.at.steps and len(frames) < self.settings.clusters:
             raise ValueError(
                 f"{self.source.name} has {len(frames)} frames of speech ({window.seconds:.1f} s), fewer than the "
@@ -246,8 +248,6 @@ class _Fit:
         at, better = self.at, False
         for place, (layer, kmeans) in enumerate(self.kmeans.items()):
             now, name = kmeans.step(np.ascontiguousarray(frames[:, place])), str(layer)
-            if not np.isfinite(now):
-                raise ValueError(f"the features of layer {layer} are not finite; check the model and its input")
             at.inertia[name] = now if at.steps < 2 else at.inertia[name] + _SMOOTHING * (now - at.inertia[name])
             if at.inertia[name] < at.best.get(name, np.inf) * (1 - _BETTER):
                 at.best[name], better = at.inertia[name], True
@@ -303,11 +303,13 @@ class _Fit:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.kept} is damaged ({error}); start over with --overwrite") from None
-        for name, value in self.key.items():
-            if said["settings"].get(name) != value and name not in ("steps", "patience"):
+        for name, value in json.loads(json.dumps(self.key)).items():
+            before = said["settings"].get(name)
+            if before != value and name not in ("steps", "patience"):
+                other = f"other {name}" if name in ("model", "data") else f"{name} {before!r} instead of {value!r}"
                 raise ValueError(
-                    f"{self.kept.parent} has an interrupted fit with {name} {said['settings'].get(name)!r}, this one "
-                    f"has {value!r}; finish that, or start over with --overwrite (overwrite=True)"
+                    f"{self.kept.parent} has an interrupted fit with {other}; finish that, or start over with "
+                    "--overwrite (overwrite=True)"
                 )
         for layer, kmeans in self.kmeans.items():
             own = {name.partition("/")[2]: array for name, array in tensors.items() if name.startswith(f"{layer}/")}

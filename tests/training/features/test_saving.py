@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import transformers
 from datasets import load_dataset
 
 from lighthubert_hf import LightHubertModel
@@ -98,6 +99,26 @@ def test_long_recordings_run_in_chunks(encoder):
     pieces = encode(encoder, [waveform, waveform[:3000]], (2,), long_seconds=1.0)
     assert pieces[0].shape == whole.shape and len(pieces[1]) == 9
     np.testing.assert_allclose(pieces[0], whole, atol=1e-4)  # one chunk of 20 s holds all of it
+
+
+@pytest.mark.parametrize("kind", ["HubertModel", "WavLMModel", "LightHubertModel"])
+@pytest.mark.parametrize("stable", [False, True])
+def test_layers_that_nobody_wants_are_left_out_and_the_others_are_the_same(kind, stable, make_model):
+    """Of every family, short recordings and long ones; with norms before the layers, too."""
+    if kind == "LightHubertModel":
+        model = make_model(LightHubertModel, search_space=None, do_stable_layer_norm=stable)
+    else:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
+        sizes |= {"conv_dim": (16,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+        config = getattr(transformers, kind.replace("Model", "Config"))(**sizes, do_stable_layer_norm=stable)
+        model = getattr(transformers, kind)(config)
+    upstream = Upstream(model)
+    waveforms = [np.random.default_rng(seed).standard_normal(4000).astype(np.float32) for seed in range(2)]
+    whole = [states.numpy() for states in upstream.features(waveforms)]
+    for long_seconds in (60.0, 0.1):
+        for states, found in zip(whole, encode(upstream, waveforms, (2, 0), long_seconds=long_seconds), strict=True):
+            np.testing.assert_allclose(found, states[:, [2, 0]], atol=1e-5)
+    assert len(upstream.features(waveforms)[0][0]) == upstream.num_states
 
 
 def test_windows_end_with_a_pass_and_go_on_after_their_state(recordings):

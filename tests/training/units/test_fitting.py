@@ -53,7 +53,7 @@ def test_a_fit_that_was_stopped_gives_what_it_would_have_given(unit_model, shard
     with pytest.raises(KeyboardInterrupt):
         fit_codebooks(folder, shards[0], 2, 8, **options)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="interrupted fit with seed 5, this one has 6; finish that, or start over"):
+    with pytest.raises(ValueError, match="interrupted fit with seed 5 instead of 6; finish that, or start over"):
         fit_codebooks(folder, shards[0], 2, 8, **options | {"seed": 6})
     again = fit_codebooks(folder, shards[0], 2, 8, **options)
     assert again.steps == 3 and torch.equal(again.codebooks[0].centroids, whole.codebooks[0].centroids)
