@@ -106,6 +106,9 @@ def test_a_script_of_the_commands_name_has_the_auto_classes(tmp_path):
         (["finetune", "finetune-ctc", "training.steps=" + "9" * 12], ["training.steps", "9" * 12]),
         (["distill", "lighthubert-small", "data.num_workers=1000000"], ["data.num_workers", "256"]),
         (["evaluate", "nowhere", "--tiny"], ["nowhere"]),
+        (["units", "fit", "nowhere", "taken", "--layer", "6"], ["nowhere", "--output"]),
+        (["units", "apply", "nowhere", "taken", "out"], ["nowhere"]),
+        (["features", "nowhere", "taken", "out", "--layer", "six"], ["six", "6,9"]),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, named, tmp_path, refusal):

@@ -227,6 +227,16 @@ def carried(model: PreTrainedModel, subnet: Subnet) -> dict[str, Codebook]:
     return kept
 
 
+def say_left_behind(model: PreTrainedModel) -> None:
+    """Say in the log that a plain HuBERT made of a model has no place for its codebooks."""
+    if names := sorted(model.codebooks):  # pyrefly: ignore[missing-attribute]
+        logger.warning(
+            "the codebooks %s are left behind: a plain HuBERT has no units of its own; its features are the same, so "
+            "give the file to `lighthubert units apply --codebook`",
+            ", ".join(names),
+        )
+
+
 def still_right(model: PreTrainedModel) -> dict[str, Codebook]:
     """The codebooks of a model whose features are still those that they were made of; others are named in the log.
 

@@ -34,7 +34,15 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import resolve_hidden_states_indices, selected_hidden_states
 
 from .activation import activation_lock, of_one_subnet
-from .codebook import Codebook, carried, encode_units, published_codebooks, save_codebooks, still_right
+from .codebook import (
+    Codebook,
+    carried,
+    encode_units,
+    published_codebooks,
+    save_codebooks,
+    say_left_behind,
+    still_right,
+)
 from .configuration_lighthubert import LayerShape, LightHubertConfig
 from .elastic import ElasticHead, ElasticLayerNorm, ElasticLinear, ElasticWeightNormConv1d, WeightNormConv1d
 from .fast_encoder import encode_by_length
@@ -470,7 +478,9 @@ class LightHubertPreTrainedModel(PreTrainedModel):
         """
         from .extraction import to_hubert
 
-        return to_hubert(self)
+        plain = to_hubert(self)
+        say_left_behind(self)
+        return plain
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

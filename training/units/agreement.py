@@ -1,7 +1,7 @@
 """How well the units of a model agree with another's, its teacher's above all, and with phones, on held-out speech."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,8 @@ def compare_units(
     own = codebook_for(upstream, codebook, layer=layer, clusters=clusters)
     theirs = codebook_for(other, reference_codebook, layer=reference_layer, clusters=clusters)
     check_same_frames(upstream, other)
-    speech = as_source(data, **(source or {}) | ({"all_columns": True} if alignments else {}))
+    speech = as_source(data, **(source or {}))
+    speech = replace(speech, all_columns=True) if alignments else speech
     windows = AudioWindows(speech, WINDOW_SECONDS, shuffle=False, repeat=False, max_broken_share=max_broken_share)
     first, second, phones, seconds = [], [], [], 0.0
     aligned = PhoneFrames(alignments, other.stride, other.field) if alignments else None

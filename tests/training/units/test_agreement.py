@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from lighthubert_hf import LightHubertModel
 from lighthubert_hf.training.features.encoding import AudioRow
@@ -59,3 +60,15 @@ def test_a_mapped_codebook_says_its_teachers_units(unit_model, make_model, shard
     assert not found.renamed and found.purity > 0.5 and found.unit_error_rate < 0.5
     same = compare_units(folder, folder, shards[0], layer=3, reference_layer=3, progress=False)
     assert (same.purity, same.unit_error_rate) == (1, 0) and same.frames == mapped.codebook.facts["frames"]
+
+
+def test_phones_come_from_a_column_of_the_data(unit_model):
+    """Half of every recording is one phone and half another; noise tells nothing of which."""
+    rng = np.random.default_rng(0)
+    phones = [{"start": 0.0, "end": 0.1, "phone": "a"}, {"start": 0.1, "end": 0.2, "phone": "b"}]
+    audio = [{"array": 0.1 * rng.standard_normal(3200), "sampling_rate": 16_000} for _ in range(3)]
+    data = Dataset.from_dict({"audio": audio, "phones": [phones] * 3})
+    options = {"layer": 3, "reference_layer": 1, "alignments": "phones", "progress": False}
+    found = compare_units(unit_model[0], unit_model[0], data, **options)
+    assert found.phone_frames == found.frames == 27 and 0.5 <= found.phone_purity <= 1
+    assert found.reference_phone_purity != found.phone_purity and "phone purity" in str(found)
