@@ -1,6 +1,7 @@
 """The plan of the house: arrows point down only, and what travels with a model needs nothing else."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,3 +155,9 @@ def test_no_two_public_classes_or_functions_have_one_name():
             if named or (alias and alias[0].isupper() and not alias.isupper()):  # a type's alias is a type
                 homes.setdefault(node.name if named else alias, []).append(module)
     assert {name for name, modules in homes.items() if len(modules) > 1} == KNOWN_TWINS
+
+
+def test_one_file_draws_progress():
+    imports = re.compile(r"^\s*(from|import) tqdm\b", re.MULTILINE)
+    found = [module for module, path in MODULES.items() if imports.search(path.read_text(encoding="utf-8"))]
+    assert found == ["lighthubert_hf.progress"]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lighthubert_hf.absent import suggestion
 from lighthubert_hf.files import replacing_file
 from lighthubert_hf.loading import load_encoder
 from lighthubert_hf.locks import locked
@@ -42,7 +43,9 @@ def codebooks_file(model: str | Path, output: str | Path | None = None) -> Path:
             raise ValueError(f"{path} must be a folder, or a file that ends in .safetensors")
         return path
     if not Path(model).is_dir():
-        raise ValueError(f"{model} is no folder here to put a codebook into; say --output FILE.safetensors")
+        here = suggestion(model)
+        remedy = f"{here} Otherwise say" if here else "say"
+        raise ValueError(f"{model} is no folder here to put a codebook into; {remedy} --output FILE.safetensors")
     return Path(model) / CODEBOOKS_FILE
 
 
