@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lighthubert_hf.costs.figures import human_seconds
-from lighthubert_hf.files import is_leftover, read_object, replacing_file, sweep, write_json
+from lighthubert_hf.files import data_checksum, is_leftover, read_object, replacing_file, sweep, write_json
 from lighthubert_hf.locks import locked
 from lighthubert_hf.progress import progress_bar
 from lighthubert_hf.training.runs.stopping import StopRequest
@@ -130,7 +130,7 @@ class ShardedOutput:
             done.shards, done.rows, done.seconds = done.shards + 1, done.rows + len(rows), done.seconds + seconds
         said = asdict(done) | {"settings": self.settings}
         del said["output"]
-        write_json(self.folder / PROGRESS, said)
+        write_json(self.folder / PROGRESS, said | {"checksum": data_checksum(said)})
 
     def _shard(self, number: int) -> Path:
         return self.folder / f"{self.name}-{number:05d}{self.suffix}"
@@ -146,7 +146,7 @@ class ShardedOutput:
             if others and not (overwrite and all(self._is_own(name) for name in others)):
                 raise ValueError(f"{folder} holds something else ({min(others)}); name a new folder")
             return Written(str(folder))
-        found = read_object(record, f"delete {folder}, or start over with --overwrite")
+        found = {} if overwrite else self._read_progress(record)
         settings = found.pop("settings", None)
         if overwrite:
             for entry in self._entries():
@@ -164,6 +164,13 @@ class ShardedOutput:
         if missing:
             raise ValueError(f"{missing[0]} is gone; put it back, or start over with --overwrite (overwrite=True)")
         return done
+
+    def _read_progress(self, record: Path) -> dict[str, Any]:
+        remedy = f"start over with --overwrite (overwrite=True), or delete {self.folder}"
+        found = read_object(record, remedy)
+        if found.pop("checksum", None) != data_checksum(found):
+            raise ValueError(f"{record} is damaged: it is not what was written; {remedy}")
+        return found
 
     def _difference(self, settings: Any) -> str:
         settings = settings if isinstance(settings, dict) else {}

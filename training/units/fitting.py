@@ -5,6 +5,7 @@ centroids so far and the position of the stream. The same command again goes on 
 given without the stop.
 """
 
+import hashlib
 import json
 import logging
 import time
@@ -20,7 +21,7 @@ from safetensors.numpy import save_file
 
 from lighthubert_hf import __version__
 from lighthubert_hf.extras import require
-from lighthubert_hf.files import replacing_file
+from lighthubert_hf.files import data_checksum, replacing_file
 from lighthubert_hf.locks import locked
 from lighthubert_hf.model.codebook import Codebook
 from lighthubert_hf.model.fingerprint import weights_fingerprint
@@ -291,8 +292,9 @@ class _Fit:
             arrays, plain[str(layer)] = kmeans.state()
             tensors |= {f"{layer}/{name}": array for name, array in arrays.items()}
         said = {"settings": self.key, "progress": vars(self.at), "kmeans": plain, "counts": self.windows.counts}
+        metadata = {"fit": json.dumps(said), "checksum": _checksum(tensors, said)}
         with replacing_file(self.kept) as new:
-            save_file(tensors, new, {"fit": json.dumps(said)})
+            save_file(tensors, new, metadata)
 
     def _load(self) -> None:
         if self.kept is None or not self.kept.is_file():
@@ -301,6 +303,8 @@ class _Fit:
             with safe_open(self.kept, framework="np") as file:
                 said = json.loads(file.metadata()["fit"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                if file.metadata()["checksum"] != _checksum(tensors, said):
+                    raise ValueError("it is not what was written")
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.kept} is damaged ({error}); start over with --overwrite") from None
         for name, value in json.loads(json.dumps(self.key)).items():
@@ -317,3 +321,8 @@ class _Fit:
         self.at = _Progress(**said["progress"])
         self.windows.counts |= said["counts"]
         logger.info("going on after step %d", self.at.steps)
+
+
+def _checksum(tensors: dict[str, np.ndarray], said: dict[str, Any]) -> str:
+    arrays = {name: hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest() for name, array in tensors.items()}
+    return data_checksum([arrays, said])

@@ -79,6 +79,10 @@ def test_what_was_stopped_goes_on_and_is_the_same(encoder, recordings, tmp_path,
     ):
         save_features(encoder, recordings, tmp_path / "part", 3, **options)
     assert save_features(encoder, recordings, tmp_path / "part", 2, **options).rows == 10  # nothing to do
+    record = tmp_path / "part" / ".progress.json"
+    record.write_text(record.read_text().replace('"rows": 10', '"rows": 11'))
+    with pytest.raises(ValueError, match="is damaged: it is not what was written; start over with --overwrite"):
+        save_features(encoder, recordings, tmp_path / "part", 2, **options)
     (tmp_path / "part" / "thesis.txt").write_text("mine")
     save_features(encoder, recordings, tmp_path / "part", 3, overwrite=True, **options)
     assert (tmp_path / "part" / "thesis.txt").read_text() == "mine"

@@ -55,6 +55,12 @@ def test_a_fit_that_was_stopped_gives_what_it_would_have_given(unit_model, shard
     monkeypatch.undo()
     with pytest.raises(ValueError, match="interrupted fit with seed 5 instead of 6; finish that, or start over"):
         fit_codebooks(folder, shards[0], 2, 8, **options | {"seed": 6})
+    (kept,) = tmp_path.glob(".b.safetensors.*.fit")
+    whole_state = kept.read_bytes()
+    kept.write_bytes(whole_state[:-1] + bytes([whole_state[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"is damaged .it is not what was written.; start over with --overwrite"):
+        fit_codebooks(folder, shards[0], 2, 8, **options)
+    kept.write_bytes(whole_state)
     again = fit_codebooks(folder, shards[0], 2, 8, **options)
     assert again.steps == 3 and torch.equal(again.codebooks[0].centroids, whole.codebooks[0].centroids)
 
