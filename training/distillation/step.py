@@ -260,8 +260,10 @@ class TrainingStep:
         return total / len(subnets), loss.count
 
     def _weight(self, subnet: Subnet | None) -> float:
-        space, exponent = self.model.student.search_space, self.recipe.sampler.width_exponent
-        return 1.0 if space is None or not exponent else loss_weight(subnet, space, exponent)
+        exponent = self.recipe.sampler.width_exponent
+        if subnet is None or not exponent:
+            return 1.0
+        return loss_weight(subnet, self.model.student.search_space, exponent)
 
     def _reduce_and_clip(self, frames: torch.Tensor) -> torch.Tensor:
         """Gradients become those of the mean over all processes' frames; returns their norm."""
