@@ -3,7 +3,7 @@
     lighthubert distill RECIPE output_dir=RUN
     python benchmarks/search_algorithms.py RUN [--trials 100] [--seeds 0 1 2] [--population-size 20]
 
-RUN is a finished distillation of a supernet, such as demo/stage2; its own teacher and validation audio score the
+RUN is a finished distillation of a supernet, such as demo/supernet; its own teacher and validation audio score the
 subnets. For every seed both algorithms search for the trade-off of loss and parameters; what counts is the hypervolume
 at the end, in one box.
 """

@@ -98,3 +98,36 @@ def test_an_attempt_is_a_process_of_its_own(attempts, monkeypatch, tmp_path):
     end = attempts.attempt(("extract", str(tmp_path / "none"), str(tmp_path / "out")))
     assert end.is_one_line, end
     assert attempts.attempt(("--version",), kill_after=0.0).status is None
+
+
+def test_the_demos_tables_find_their_places(contenders, tmp_path, monkeypatch):
+    demo = importlib.import_module("demo")
+    costs = {"parameters": 1e6, "macs_per_second": 9e7, "ms_per_second": 2.0, "speed": 1.0}
+    teacher = costs | {"ms_per_second_in_transformers": 4.0, "cer": {"test_voice": 0.03}}
+    subnet = {"name": "small", "description": "tiny", "loss": 0.1, "losses_of_random_subnets": [0.2, 0.3]}
+    search = {"evaluated": 5, "subnets": 9000, "seconds": 3.0, "predicting_the_mean": 0.5}
+    results = {
+        "settings": {"units": 100},
+        "teacher": teacher,
+        "search": search,
+        "subnets": [costs | subnet | {"speed": 2.5, "cer": {"test_voice": 0.055}, "units": {"unit_error_rate": 0.25}}],
+        "seconds": {"speech": 5.0, "teacher": 61.0},
+    }
+    level = {"seconds": 90.0, "peak_bytes": 2e9, "results": results}
+    for name in ("README.md", "docs/demo.md", "native/pareto.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("a\n<!-- demo: begin -->\nold\n<!-- demo: end -->\nz\n")
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    monkeypatch.setattr(demo, "RESULTS", tmp_path / "demo.json")
+    monkeypatch.setattr(demo, "PICTURE", tmp_path / "picture.png")
+    levels = {"native": level, "avx2": level | {"seconds": 150.0}}
+    demo.publish(levels, tmp_path, RESULTS["machine"])
+    row = "| small | 1.00M | 90M | 2.00 | 2.50 | 0.100 | 5.5% | 25% |"
+    for name in ("README.md", "docs/demo.md"):
+        text = (tmp_path / name).read_text()
+        assert row in text and "old" not in text and demo.COMMAND in text
+    assert "1.5 minutes as it is, 2.5 minutes without AVX-512" in (tmp_path / "README.md").read_text()
+    assert "| teacher | 61 | 61 |" in (tmp_path / "docs" / "demo.md").read_text()
+    assert json.loads((tmp_path / "demo.json").read_text())["levels"].keys() == levels.keys()
+    assert (tmp_path / "picture.png").is_file()

@@ -6,86 +6,117 @@ from typing import Any
 
 from lighthubert_hf.files import replacing_file, write_json, write_text
 
+_SPLITS = {"test_sentences": "new sentences", "test_voice": "a new voice", "validation": "held out"}
+
 
 def write_results(folder: Path, results: dict[str, Any]) -> str:
     """Write `results.json`, `results.md` and `pareto.png` into `folder`; return the table as Markdown."""
-    table = render_table(results)
+    table, below = render_table(results), [*findings(results), "", _where(results)]
+    text = "\n".join(["# What the demo measured", "", table, "", *below, ""])
     write_json(folder / "results.json", results)
-    write_text(folder / "results.md", table)
-    draw_pareto(results, folder / "pareto.png")
-    return table
+    write_text(folder / "results.md", text)
+    draw_results(results, folder / "pareto.png")
+    return text
 
 
 def render_table(results: dict[str, Any]) -> str:
-    """The results as Markdown: one row per model, then what the two stages and the search did."""
+    """A row for the teacher and each subnet, as Markdown."""
     teacher = results["teacher"]
-    minutes = results["settings"]["labelled_minutes"]
-    head = ["model", "parameters", "MACs per s", "ms per s of audio", "validation loss"]
-    head += [f"CER, {minutes:g} labelled min", "CER from scratch"]
-    rows = [["teacher", *_costs(teacher), "0", f"({_percent(teacher['cer'].get('test_sentences'))}, all labels)", "–"]]
-    for subnet in results["subnets"]:
-        errors = [_percent(subnet[f"cer_{kind}"]) for kind in ("distilled", "scratch")]
-        rows.append([subnet["name"], *_costs(subnet), f"{subnet['loss']:.3f}", *errors])
-    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join(["# What the demo measured", "", *lines, "", *_findings(results), ""])
+    splits = list(results["subnets"][0]["cer"])
+    head = ["model", "parameters", "MACs per s", "ms per s of audio", "× the teacher", "distillation loss"]
+    head += [f"CER, {_SPLITS.get(split, split)}" for split in splits] + ["units unlike the teacher's"]
+    rows = [["teacher", *_costs(teacher), "0", *_errors(teacher["cer"], splits), "0"]]
+    rows += [
+        [
+            *(subnet["name"], *_costs(subnet), f"{subnet['loss']:.3f}", *_errors(subnet["cer"], splits)),
+            f"{subnet['units']['unit_error_rate']:.0%}",
+        ]
+        for subnet in results["subnets"]
+    ]
+    ruler = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ruler, *rows))
 
 
-def _findings(results: dict[str, Any]) -> list[str]:
-    stages, search = results["distillation"], results["search"]
-    random = len(stages["random_subnets"])
+def findings(results: dict[str, Any]) -> list[str]:
+    """What the table's columns mean, and what the search found: lines of a Markdown list."""
+    teacher, search = results["teacher"], results["search"]
     lines = [
-        "Validation loss: L1 between the prediction and the mean of the teacher's last FFN outputs; "
-        f"predicting their mean would cost {stages['predicting_the_mean']:.3f}.",
-        "",
-        f"- {random} random subnets cost {_range(stages['stage1'])} cut from the stage-1 supernet, "
-        f"{_range(stages['stage2'])} after stage 2.",
-        f"- The search scored {search['evaluated']} of {search['subnets']} subnets in {search['seconds']:.0f} s.",
+        "- × the teacher: medians of runs in turn, 5 s of audio, all in this package's form. transformers' own takes "
+        f"{teacher['ms_per_second_in_transformers']:.1f} ms for the teacher.",
+        "- Distillation loss: L1 between the prediction and the mean of the teacher's last FFN outputs; predicting "
+        f"their mean would cost {search['predicting_the_mean']:.3f}.",
+        "- CER: share of wrong characters. The subnets are fine-tuned on the labels that the teacher was trained on.",
+        "- Units unlike the teacher's: edits per unit between both sequences, without repeats, on held-out speech; "
+        f"{results['settings']['units']} units of the last layer, mapped onto each subnet.",
+        f"- The search scored {search['evaluated']} of {search['subnets']:,} subnets in {search['seconds']:.0f} s.",
     ]
     for subnet in results["subnets"]:
         alike = subnet["losses_of_random_subnets"]
         line = f"- {subnet['name']} ({subnet['description']}): {subnet['loss']:.3f}"
         if alike:
-            line += f"; {len(alike)} random subnets of its size: median {median(alike):.3f}, best {min(alike):.3f}"
+            line += f"; {len(alike)} random subnets as costly: median {median(alike):.3f}, best {min(alike):.3f}"
         lines.append(line + ".")
-    machine = results["machine"]
-    where = f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}"
-    lines += ["", f"Measured by `lighthubert demo` on {where}, {results['date']}."]
     return lines
 
 
-def draw_pareto(results: dict[str, Any], path: Path) -> None:
-    """Parameters against validation loss: every subnet scored, the front, and the ones that were picked."""
+def _where(results: dict[str, Any]) -> str:
+    machine = results["machine"]
+    where = f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}"
+    parts = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in results["seconds"].items())
+    return f"Measured by `lighthubert demo` on {where}, {results['date']}: {parts}."
+
+
+def draw_results(results: dict[str, Any], path: Path) -> None:
+    """Arithmetic against loss of every subnet scored, and speed against errors of those that were picked."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    scored, front = results["search"]["scored"], sorted(results["search"]["front"])
-    axes.scatter(*_columns(scored), s=8, color="0.75", label="subnets scored")
-    axes.plot(*_columns(front), drawstyle="steps-post", color="tab:blue", lw=1.2, label="Pareto front")
-    picked = [(subnet["parameters"], subnet["loss"]) for subnet in results["subnets"]]
+    teacher, subnets, search = results["teacher"], results["subnets"], results["search"]
+    splits = list(subnets[0]["cer"])
+    figure = Figure(figsize=(10 if splits else 5.5, 4.2), dpi=150, layout="constrained")
+    panels = figure.subplots(1, 2 if splits else 1, squeeze=False)[0]
+    axes = panels[0]
+    axes.scatter(*_columns(search["scored"]), s=8, color="0.75", label="subnets scored")
+    axes.plot(
+        *_columns(sorted(search["front"])), drawstyle="steps-post", color="tab:blue", lw=1.2, label="Pareto front"
+    )
+    picked = [(subnet["macs_per_second"], subnet["loss"]) for subnet in subnets]
     axes.scatter(*_columns(picked), color="tab:red", zorder=3, label="picked")
-    for subnet in results["subnets"]:
-        axes.annotate(
-            subnet["name"], (subnet["parameters"] / 1e6, subnet["loss"]), xytext=(6, 6), textcoords="offset points"
-        )
-    axes.axvline(results["teacher"]["parameters"] / 1e6, color="0.4", ls=":", label="teacher's size")
-    axes.set(xlabel="parameters (millions)", ylabel="distillation loss on validation audio")
+    for subnet, place in zip(subnets, zip(*_columns(picked), strict=True), strict=True):
+        axes.annotate(subnet["name"], place, xytext=(6, 6), textcoords="offset points")
+    axes.axvline(teacher["macs_per_second"] / 1e6, color="0.4", ls=":", label="teacher")
+    axes.set(xlabel="million MACs per second of audio", ylabel="distillation loss on validation audio")
     axes.legend(frameon=False)
+    if splits:
+        _draw_errors(panels[1], teacher, subnets, splits)
     with replacing_file(path) as new:
         figure.savefig(new, format="png")
 
 
+def _draw_errors(axes, teacher: dict[str, Any], subnets: list[dict[str, Any]], splits: list[str]) -> None:
+    for split, marker in zip(splits, "os^", strict=False):
+        models = [model for model in (teacher, *subnets) if split in model["cer"]]
+        speeds, errors = [model["speed"] for model in models], [100 * model["cer"][split] for model in models]
+        axes.plot(speeds, errors, marker + "-", label=_SPLITS.get(split, split))
+    for model in subnets:
+        place = (model["speed"], 100 * model["cer"][splits[0]])
+        axes.annotate(model["name"], place, xytext=(4, -12), textcoords="offset points")
+    axes.set(xlabel="speed, times the teacher's", ylabel="wrong characters (%)")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+
+
 def _columns(points: list) -> tuple[list[float], list[float]]:
-    return [parameters / 1e6 for parameters, _ in points], [loss for _, loss in points]
+    return [macs / 1e6 for macs, _ in points], [loss for _, loss in points]
 
 
 def _costs(row: dict[str, Any]) -> list[str]:
-    return [f"{row['parameters'] / 1e6:.2f}M", f"{row['macs_per_second'] / 1e9:.3f}G", f"{row['ms_per_second']:.1f}"]
+    return [
+        f"{row['parameters'] / 1e6:.2f}M",
+        f"{row['macs_per_second'] / 1e6:.0f}M",
+        f"{row['ms_per_second']:.2f}",
+        f"{row['speed']:.2f}",
+    ]
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
-
-
-def _range(losses: list[float]) -> str:
-    return f"{min(losses):.3f}–{max(losses):.3f}"
+def _errors(cer: dict[str, float], splits: list[str]) -> list[str]:
+    return [f"{cer[split]:.1%}" if split in cer else "–" for split in splits]

@@ -1,12 +1,13 @@
-"""`lighthubert demo`: the whole job, small and offline, from nothing to published subnets.
+"""`lighthubert demo`: the whole job, small and offline, from nothing to recognisers of three sizes.
 
 DEMO/
   corpus/            synthetic speech with transcripts, parquet shards
-  teacher/           a small HuBERT trained on it
-  stage1/ stage2/    the two stages of distillation (runs of `distill`)
+  teacher/           a small HuBERT trained on it, a recogniser
+  front-end/         the first stage of distillation (runs of `distill`) …
+  supernet/          … and the second, which leaves the supernet
   search/            the study, its front and its plots
   subnets/NAME/      the picked subnets, each a complete model folder
-  ctc/NAME-*/        short CTC trainings on few labels, distilled and from scratch
+  recognisers/NAME/  a recogniser from each (runs of `finetune`)
   results.json results.md pareto.png
 
 Every part that takes long is skipped when it is there and made by the same settings, so an interrupted demo continues
@@ -24,14 +25,13 @@ from typing import Any
 
 from lighthubert_hf.files import read_object, write_json
 from lighthubert_hf.hub.output import check_not_source
-from lighthubert_hf.training.distillation.recipe import DistillationRecipe
 
 from .report import write_results
-from .settings import NUM_TARGET_LAYERS, SPACE, SUPERNET, DemoSettings
+from .settings import DemoSettings
 
 SETTINGS_FILE = "settings.json"
 _MADE_HERE = (
-    *("corpus", "teacher", "stage1", "stage2", "search", "subnets", "ctc"),
+    *("corpus", "teacher", "front-end", "supernet", "search", "subnets", "recognisers"),
     *("results.json", "results.md", "pareto.png", SETTINGS_FILE),
 )
 
@@ -52,44 +52,84 @@ def run_demo(
         say: takes a line when a part begins, and the table at the end.
 
     Raises:
-        ValueError: if `output` is something else, or a demo with other settings.
+        FileNotFoundError: if there is no such teacher.
+        ValueError: if `output` is something else, or a demo with other settings; if the teacher is of a family whose
+            weights a supernet cannot start with.
     """
     from lighthubert_hf.costs.measuring import describe_machine
 
-    from .study import compare_stages, describe_models, pick_subnets, save_subnets, score_stage
+    from .study import describe_models, pick_subnets, save_subnets, score_subnets
+    from .units import unit_agreement
 
     settings = settings or DemoSettings()
+    if settings.teacher is not None:
+        _check_teacher(settings.teacher)
     folder = _prepare(Path(output), settings, overwrite)
-    started = time.monotonic()
-    say("1/6 speech: a corpus with transcripts, read by streaming from here on")
+    clock = _Clock(say)
+    clock.begin("speech", "a corpus with transcripts, read by streaming from here on")
     speech = _speech(folder, settings)
-    say("2/6 teacher: a small HuBERT")
+    clock.begin("teacher", "a small HuBERT")
     teacher, teacher_errors = _teacher(folder, settings, speech)
-    say("3/6 distillation: stage 1 trains the largest subnet, stage 2 a new random subnet every step")
-    stage1 = _distil(folder, settings, speech, teacher, "stage1")
-    stage2 = _distil(folder, settings, speech, teacher, "stage2")
-    score = score_stage(stage2, teacher, speech["validation"])
-    distillation = compare_stages(score_stage(stage1, teacher, speech["validation"]), score, settings)
-    say("4/6 search: which subnets are worth their parameters")
+    clock.begin("distillation", "a supernet that starts as the teacher: its front end first, then all of it")
+    supernet = _distil(folder, settings, speech, teacher)
+    clock.begin("search", "which subnets are worth their arithmetic")
+    score = score_subnets(supernet, teacher, speech["validation"])
     search, picks = pick_subnets(folder / "search", score, settings)
-    say("5/6 models: the picked subnets, saved, and loaded where this package is not installed")
-    folders = save_subnets(folder / "subnets", stage2, picks, str(teacher), settings)
-    described = describe_models(teacher, folders)
-    say(f"6/6 use: speech recognition from {settings.labelled_minutes:g} labelled minutes, distilled and from scratch")
-    subnets = [pick | described[pick["name"]] | _recognition(folder, settings, speech, pick["name"]) for pick in picks]
+    clock.begin("models", "the picked subnets, saved, and loaded where this package is not installed")
+    folders = save_subnets(folder / "subnets", supernet, picks, str(teacher), settings)
+    clock.begin("recognisers", "each subnet trained on the teacher's labels")
+    errors = _recognition(folder, settings, speech, folders)
+    clock.begin("units", "how often each subnet says what its teacher says")
+    units = unit_agreement(str(teacher), folders, speech["train"], _tests(speech)[0], settings)
+    clock.begin("speed", "teacher and subnets in turn")
+    described = describe_models(teacher, folders, settings.timing_repeats)
     results = {
         "settings": asdict(settings),
         "teacher": described["teacher"] | {"cer": teacher_errors},
-        "distillation": distillation,
         "search": search,
-        "subnets": subnets,
+        "subnets": [
+            pick | described[name] | {"cer": errors[name], "units": units[name]}
+            for pick in picks
+            for name in [pick["name"]]
+        ],
         "machine": describe_machine(),
         "date": time.strftime("%Y-%m-%d"),
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": clock.end(),
     }
     say(write_results(folder, results))
-    say(f"{folder}: results.md, results.json, pareto.png, and the models under subnets/ ({results['seconds']:.0f} s)")
+    made = "results.md, results.json, pareto.png, and the models under subnets/ and recognisers/"
+    say(f"{folder}: {made} ({sum(results['seconds'].values()):.0f} s)")
     return results
+
+
+class _Clock:
+    """Says which part begins, and takes the time of each."""
+
+    PARTS = ("speech", "teacher", "distillation", "search", "models", "recognisers", "units", "speed")
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say, self.starts = say, {}
+
+    def begin(self, part: str, what: str) -> None:
+        self.starts[part] = time.monotonic()
+        self.say(f"{len(self.starts)}/{len(self.PARTS)} {part}: {what}")
+
+    def end(self) -> dict[str, float]:
+        """Seconds of every part, of those that were there before what it took to see that."""
+        times = [*self.starts.values(), time.monotonic()]
+        return {part: round(end - start, 1) for part, start, end in zip(self.starts, times, times[1:], strict=False)}
+
+
+def _check_teacher(name: str) -> None:
+    from lighthubert_hf.loading import load_encoder
+    from lighthubert_hf.training.distillation.student import TEACHER_INIT
+
+    family = load_encoder(name).config.model_type
+    if family not in TEACHER_INIT:
+        raise ValueError(
+            f"the demo's supernet starts as its teacher, and {name} is a {family}; give a model of one of "
+            f"{', '.join(TEACHER_INIT)} as --teacher"
+        )
 
 
 def _prepare(folder: Path, settings: DemoSettings, overwrite: bool) -> Path:
@@ -120,7 +160,11 @@ def _speech(folder: Path, settings: DemoSettings) -> dict[str, dict[str, Any]]:
 
         path = str(folder / "corpus")
         synthesise_corpus(
-            path, minutes=settings.corpus_minutes, held_out_minutes=settings.held_out_minutes, seed=settings.seed
+            path,
+            minutes=settings.corpus_minutes,
+            held_out_minutes=settings.held_out_minutes,
+            seed=settings.seed,
+            num_shards=max(1, min(8, int(settings.corpus_minutes))),
         )
         splits, text_column = ("train", "validation", "test_sentences", "test_voice"), "text"
     else:
@@ -139,90 +183,40 @@ def _teacher(folder: Path, settings: DemoSettings, speech: dict[str, Any]) -> tu
         folder / "teacher",
         pretrain_steps=settings.teacher_steps,
         ctc_steps=settings.teacher_ctc_steps,
+        window_size=settings.window_size,
+        learning_rate=1.5e-3,
+        pretrain_rate=4e-3,
         seed=settings.seed,
     )
     return str(folder / "teacher"), report
 
 
-def _distil(folder: Path, settings: DemoSettings, speech: dict[str, Any], teacher: str, stage: str) -> str:
-    """Run one stage, or what is left of it; the folder of the supernet it leaves."""
-    from lighthubert_hf.training.distillation.run import distill
-    from lighthubert_hf.training.recipes.loading import parse_recipe
-    from lighthubert_hf.training.runs.run_folder import MODEL
+def _distil(folder: Path, settings: DemoSettings, speech: dict[str, Any], teacher: str) -> str:
+    """Run both stages, or what is left of them; the folder of the supernet they leave."""
+    from transformers import AutoConfig
 
-    first = stage == "stage1"
-    steps = settings.stage1_steps if first else settings.stage2_steps
-    student = (
-        {"init": "random", "search_space": SPACE, "config": SUPERNET}
-        if first
-        else {"init": str(folder / "stage1" / MODEL)}
-    )
-    recipe = {
-        "name": f"demo-{stage}",
-        "output_dir": str(folder / stage),
-        "seed": settings.seed,
-        "teacher": {"path": teacher},
-        "student": student,
-        "objective": {"name": "lighthubert", "num_target_layers": NUM_TARGET_LAYERS},
-        "sampler": {"kind": "largest" if first else "random"},
-        "data": {
-            "sources": [speech["train"]],
-            "batch_seconds": settings.batch_seconds,
-            "crop_seconds": min(10.0, settings.batch_seconds),
-            "num_workers": 0,
-        },
-        "optimizer": {"lr": 1e-3},
-        "schedule": {"kind": "linear", "warmup": 0.05},
-        "training": {"steps": steps},
-        "checkpoint": {"every": max(steps // 4, 1), "keep": 1},
-        "logging": {"every": 50},
-    }
-    return str(distill(parse_recipe(DistillationRecipe, recipe)))
+    from lighthubert_hf.training.distillation.stages import distill_stages
+
+    from .stages import stages
+
+    return str(distill_stages(stages(folder, settings, speech["train"], teacher, AutoConfig.from_pretrained(teacher))))
 
 
-def _recognition(folder: Path, settings: DemoSettings, speech: dict[str, Any], name: str) -> dict[str, float | None]:
-    """Character error rates of the subnet and of its architecture from random weights, after the same few steps."""
+def _recognition(
+    folder: Path, settings: DemoSettings, speech: dict[str, Any], models: dict[str, Path]
+) -> dict[str, dict[str, float]]:
+    """Character error rates by model and split; none where the speech has no transcripts."""
+    from .recognisers import character_error_rates
+
     if speech["train"]["text_column"] is None:
-        return {"cer_distilled": None, "cer_scratch": None}
-    held_out = "test_sentences" if "test_sentences" in speech else "validation"
+        return {name: {} for name in models}
+    held_out = {source["split"]: source for source in _tests(speech)}
     return {
-        f"cer_{kind}": _character_error_rate(folder, settings, speech["train"], speech[held_out], name, kind)
-        for kind in ("distilled", "scratch")
+        name: character_error_rates(model, folder / "recognisers" / name, settings, speech["train"], held_out)
+        for name, model in models.items()
     }
 
 
-def _character_error_rate(folder: Path, settings: DemoSettings, train, held_out, name: str, kind: str) -> float:
-    from lighthubert_hf.training.finetuning.run import finetune
-
-    output = folder / "ctc" / f"{name}-{kind}"
-    metrics = finetune(_ctc_recipe(output, folder / "subnets" / name, settings, train, held_out, kind))
-    return metrics["evaluation"]["held_out"]["cer"]
-
-
-def _ctc_recipe(output: Path, model: Path, settings: DemoSettings, train, held_out, kind: str):
-    from lighthubert_hf.training.finetuning.recipe import CtcRecipe
-
-    if kind == "distilled":  # what was learnt is left alone until the head can read it
-        freezing = {"freeze": "front_end", "head_only_steps": settings.ctc_steps * 2 // 5}
-    else:
-        freezing = {"freeze": "none"}
-    return CtcRecipe.model_validate(
-        {
-            "name": output.name,
-            "output_dir": str(output),
-            "seed": settings.seed,
-            "model": {"path": str(model), "from_scratch": kind == "scratch"},
-            "data": {
-                "sources": [train],
-                "evaluation": {"held_out": [held_out]},
-                "labelled_minutes": settings.labelled_minutes,
-                "max_eval_examples": 80,
-                "batch_seconds": 16.0,
-                "max_seconds": 16.0,
-            },
-            "freezing": freezing,
-            "spec_augment": None,
-            "optimizer": {"lr": 2e-3, "max_grad_norm": 1.0},
-            "training": {"steps": settings.ctc_steps},
-        }
-    )
+def _tests(speech: dict[str, Any]) -> list[dict[str, Any]]:
+    """What nothing is trained on or chosen by; of other speech than the demo's own the validation split."""
+    return [speech[split] for split in speech if split.startswith("test_")] or [speech["validation"]]
