@@ -236,6 +236,7 @@ def evaluate_units(
     layer: Layer = None,
     reference_layer: Annotated[int | None, typer.Option(help="Which of REFERENCE's codebooks.")] = None,
     clusters: Clusters = None,
+    reference_clusters: Annotated[int | None, typer.Option(help="Which of REFERENCE's, by its size.")] = None,
     alignments: Annotated[
         str | None, typer.Option(help="Column with phones, {start, end, phone} in seconds each.")
     ] = None,
@@ -268,6 +269,7 @@ def evaluate_units(
         layer=layer,
         reference_layer=reference_layer,
         clusters=clusters,
+        reference_clusters=reference_clusters,
         alignments=alignments,
         max_hours=max_hours,
         max_broken_share=max_broken_share,

@@ -88,6 +88,7 @@ def compare_units(
     layer: int | None = None,
     reference_layer: int | None = None,
     clusters: int | None = None,
+    reference_clusters: int | None = None,
     alignments: str | None = None,
     max_hours: float = 10.0,
     source: dict[str, Any] | None = None,
@@ -103,7 +104,7 @@ def compare_units(
         model, reference: folders or Hub ids, live models, or `Upstream`s. `revision` and `subnet` are the model's.
         data: folder, files, Hub id, `datasets.Dataset`, or an `AudioSource`.
         codebook, reference_codebook: codebooks, or files of some; by default those beside the models.
-        layer, reference_layer, clusters: which ones, if there are several.
+        layer, clusters, reference_layer, reference_clusters: which ones, if there are several.
         alignments: column with phones, `{start, end, phone}` in seconds each; none: no phones are compared.
         max_hours: of speech; the names of all units are kept in memory.
         source: options of `AudioSource`.
@@ -115,7 +116,7 @@ def compare_units(
     upstream = open_encoder(model, revision=revision, subnet=subnet, device=device)
     other = open_encoder(reference, device=device)
     own = codebook_for(upstream, codebook, layer=layer, clusters=clusters)
-    theirs = codebook_for(other, reference_codebook, layer=reference_layer, clusters=clusters)
+    theirs = codebook_for(other, reference_codebook, layer=reference_layer, clusters=reference_clusters)
     check_same_frames(upstream, other)
     speech = as_source(data, **(source or {}))
     speech = replace(speech, all_columns=True) if alignments else speech

@@ -108,7 +108,7 @@ def map_codebook(
         torch.from_numpy(_means(sums, counts)),
         layer,
         {
-            "made": "mapped: means over the frames of each of the teacher's units",
+            "made": "mapped from",
             "mapped_from": theirs.fingerprint,
             "source_of_units": shown(other.name),
             "encoder": weights_fingerprint(upstream.model),

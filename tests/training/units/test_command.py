@@ -37,7 +37,7 @@ def test_units_from_the_command_line(unit_model, shards, tmp_path, lighthubert):
     assert "| 2 | 6 | k-means |" in (model / "README.md").read_text()
 
     evaluate = ("units", "evaluate", model, unit_model[0], shards[0], "--split", "train", "--reference-layer", 1)
-    lighthubert(*evaluate, "--layer", 2, "--update-card")
+    lighthubert(*evaluate, "--clusters", 6, "--update-card")
     assert "units one to one" in (model / "README.md").read_text()
 
     np.save(tmp_path / "centroids.npy", np.eye(8, 64))
