@@ -4,7 +4,7 @@ A sum rounds otherwise on other vector units, on other numbers of threads, and i
 Libraries can be told to use less than the processor has, so one processor imitates several. What it lacks it cannot
 imitate, and a library may not obey (MKL on processors that are not Intel's): both are said.
 
-    python -m tests.portable [--levels SSE4 …] [pytest options, such as -k NAME]
+    python -m tests.portable [--levels SSE4 …] [--threads 1 …] [pytest options, such as -k NAME]
 """
 
 import argparse
@@ -131,11 +131,12 @@ def run(level: str, threads: int, options: list[str], folder: Path) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--levels", nargs="+", choices=[*LEVELS, REPRODUCIBLE, NATIVE], help="only these")
+    parser.add_argument("--threads", nargs="+", type=int, help="these numbers of threads instead of each level's own")
     chosen, options = parser.parse_known_args()
     levels, remarks = imitable()
     folder, rows = Path(tempfile.mkdtemp(prefix="test-portable-")), []
     for level in [level for level in levels if level in (chosen.levels or levels)]:
-        for threads in THREADS[level]:
+        for threads in chosen.threads or THREADS[level]:
             rows.append(run(level, threads, options, folder))
             print(line(rows[-1]), flush=True)
     print(f"\n{'level':<14}{'threads':>8}{'':>4}{'bound used':>12}{'seconds':>9}  result")

@@ -264,7 +264,7 @@ while True:
         write_file(version)
 """
     chance = random.Random(0)
-    for _ in range(12):
+    for _ in range(examples(12)):
         child = start(tmp_path, loop)
         child.stdout.readline()
         time.sleep(chance.uniform(0.005, 0.06))

@@ -147,7 +147,7 @@ READERS = {
     "student": (
         "supernet",
         lambda folder, out: build_student(
-            StudentSection(init=str(folder)), HubertModel(HubertModel.config_class()), 0
+            StudentSection(init=str(folder)), HubertModel(HubertModel.config_class(**SMALL)), 0
         ),
     ),
     "finetune": (

@@ -146,11 +146,13 @@ def test_part_names_what_it_needs(output):
         parts.run_part(part, SETTING, output)
 
 
-def test_folder_of_another_setting_is_refused(output):
+def test_folder_of_another_setting_is_refused(tmp_path):
+    parts.Results(tmp_path / "run").claim(SETTING)
     with pytest.raises(ValueError, match="another setting"):
-        parts.Results(output).claim(replace(SETTING, batch_seconds=5.0))
+        parts.Results(tmp_path / "run").claim(replace(SETTING, batch_seconds=5.0))
 
 
+@pytest.mark.slow  # the run before it; test_everything is slow, too
 def test_report_of_a_part_of_the_run(output, tmp_path):
     docs = tmp_path / "miniature.md"
     docs.write_text("Before\n<!-- miniature/run: begin -->\nstale\n<!-- miniature/run: end -->\nAfter\n")

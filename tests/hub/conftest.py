@@ -13,10 +13,12 @@ import pytest
 import torch
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
+from transformers.utils import hub as transformers_hub
 
 from lighthubert_hf import LightHubertConfig, LightHubertModel, SearchSpace
 from lighthubert_hf.hub import upload
 
+from .. import processes
 from .accounts import ACCOUNTS, TOKEN
 from .server import HubServer
 
@@ -28,6 +30,7 @@ def serving(cache):
         patch.setattr(constants, "ENDPOINT", server.endpoint)
         template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(transformers_hub, "_hf_api", None)  # a client that it keeps, of an earlier server
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setenv("HF_TOKEN", TOKEN)
@@ -95,37 +98,31 @@ for line in sys.stdin:
 """
 
 
-class Worker:
-    """A Python process that runs programs against the server, one after the other (importing torch takes seconds).
+def _environment(endpoint: str, home: Path) -> dict[str, str]:
+    """The client turned to the server and logged in as alice, with nothing in its caches."""
+    own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    own |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
+    return {key: value for key, value in os.environ.items() if not key.startswith("HF_")} | own
 
-    Without `package`, this package cannot be imported there: `-S` leaves out the `site` module and with it the `.pth`
-    files by which an editable installation is found, `-P` the working directory, which is elsewhere anyhow.
+
+class Worker:
+    """A Python process without this package that runs programs against the server, one after the other.
+
+    (Importing torch takes seconds.) This package cannot be imported there: `-S` leaves out the `site` module and with
+    it the `.pth` files by which an editable installation is found, `-P` the working directory, which is elsewhere.
     """
 
-    def __init__(self, endpoint: str, home: Path, package: bool):
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-        environment |= {
-            "HF_ENDPOINT": endpoint,
-            "HF_HOME": str(home),
-            "HF_TOKEN": TOKEN,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": sysconfig.get_path("purelib"),
-        }
-        if package:
-            environment["PYTHONPATH"] += os.pathsep + str(Path(__file__).parents[2])
+    def __init__(self, endpoint: str, home: Path):
         self.process = subprocess.Popen(
             [sys.executable, "-S", "-P", "-c", WORKER],
             cwd=home,
-            env=environment,
+            env=_environment(endpoint, home) | {"PYTHONPATH": sysconfig.get_path("purelib")},
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        found = "is not None" if package else "is None"
-        self.run(f"import importlib.util\nassert importlib.util.find_spec('lighthubert_hf') {found}")
+        self.run("import importlib.util\nassert importlib.util.find_spec('lighthubert_hf') is None")
 
     def run(self, program: str) -> str:
         """What `program` prints; an AssertionError with its traceback if it fails."""
@@ -142,13 +139,20 @@ class Worker:
 
 @pytest.fixture(scope="module")
 def without_package(shared_hub, tmp_path_factory):
-    worker = Worker(shared_hub.endpoint, tmp_path_factory.mktemp("without"), package=False)
+    worker = Worker(shared_hub.endpoint, tmp_path_factory.mktemp("without"))
     yield worker
     worker.close()
 
 
-@pytest.fixture(scope="module")
-def with_package(shared_hub, tmp_path_factory):
-    worker = Worker(shared_hub.endpoint, tmp_path_factory.mktemp("with"), package=True)
-    yield worker
-    worker.close()
+@pytest.fixture
+def with_package(shared_hub, tmp_path):
+    """`with_package(program)`: what the program prints in a process of its own that can import this package."""
+    (tmp_path / "home").mkdir()
+    environment = _environment(shared_hub.endpoint, tmp_path / "home")
+    # The client has read the environment when it was imported, before the process was forked.
+    again = "import importlib, huggingface_hub.constants\nimportlib.reload(huggingface_hub.constants)\n"
+
+    def run(program: str) -> str:
+        return processes.run("-c", again + program, env=environment, cwd=tmp_path / "home", check=True).stdout
+
+    return run

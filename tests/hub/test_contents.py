@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from lighthubert_hf import LightHubertConfig, LightHubertModel
+from lighthubert_hf.hub import contents
 from lighthubert_hf.hub.contents import check_no_secrets, stage
 from lighthubert_hf.hub.folder import save_model_folder
 from lighthubert_hf.hub.publishing import push_folder
@@ -90,20 +91,26 @@ def _utf16(text: str) -> bytes:
     return text.encode("utf-16")
 
 
+READ = 1 << 15  # bytes at a time, instead of megabytes
 ENCODINGS = {
     "utf-8": str.encode,
     "utf-16": _utf16,
     "utf-16-be": lambda text: text.encode("utf-16-be"),
     "utf-32": lambda text: text.encode("utf-32"),
     "escaped": lambda text: json.dumps(text).replace("h", "\\u0068").encode(),
-    "far in a long file": lambda text: b" " * ((1 << 22) - 10) + text.encode(),
+    "far in a long file": lambda text: b" " * (READ - 10) + text.encode(),
 }
+
+
+@pytest.fixture
+def read_in_short_pieces(monkeypatch):
+    monkeypatch.setattr(contents, "_READ", READ)
 
 
 @pytest.mark.parametrize("encode", ENCODINGS.values(), ids=ENCODINGS)
 @pytest.mark.parametrize("name", ["LICENSE", "README.md", "vocab.json", "tokenizer.model", "curve.svg", "key.txt"])
 @pytest.mark.parametrize("token", [TOKEN, "secret-token"])
-def test_tokens_are_found(tmp_path, name, encode, token):
+def test_tokens_are_found(tmp_path, name, encode, token, read_in_short_pieces):
     (tmp_path / name).write_bytes(encode("see hf_hubert_custom and hf_raise_for_status_of_everything"))
     check_no_secrets(tmp_path, token="secret-token")
     (tmp_path / name).write_bytes(encode(f"run with HF_TOKEN={token}"))

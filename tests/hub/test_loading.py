@@ -95,16 +95,20 @@ print(total(second, AutoFeatureExtractor.from_pretrained("acme/first")))
 
 def test_with_the_package_no_flag_is_needed(shared_hub, model, with_package):
     push_model(model, "acme/small")
-    output = with_package.run(
+    output = with_package(
         SUM
         + """
+import sys
+def of_data():
+    return [name for name in sys.modules if name.partition(".")[0] in ("evaluate", "datasets", "jiwer")]
+for name in of_data():
+    del sys.modules[name]
 import lighthubert_hf
 from transformers import AutoFeatureExtractor, AutoModel, HubertModel
 processor = AutoFeatureExtractor.from_pretrained("acme/small")
 model = AutoModel.from_pretrained("acme/small")
 assert type(model) is lighthubert_hf.LightHubertModel
-import sys
-assert not {"evaluate", "datasets", "jiwer"} & set(sys.modules)
+assert not of_data()
 print(total(model, processor), total(HubertModel.from_pretrained("acme/small"), processor))
 """
     )
@@ -138,7 +142,7 @@ def test_examples_of_the_card_run_as_they_stand(shared_hub, model, with_package,
     wav = "import numpy\nwav = numpy.zeros(800, dtype='float32')\nwav[400] = 1\n"
     check = "\nassert output.shape[-1] == 16\n"
     assert "import lighthubert_hf" in with_code
-    with_package.run(wav + with_code + check)
+    with_package(wav + with_code + check)
     assert len(without_code) == 2
     for example in without_code:
         without_package.run(wav + example + check)

@@ -8,6 +8,7 @@ from lighthubert_hf.long_audio import extract_long_features
 from lighthubert_hf.streaming import StreamingEncoder
 from lighthubert_hf.streaming.chunks import ChunkContext, encode_in_chunks
 
+from ..examples import examples
 from ..precision import in_double
 
 FRAME = 320 / 16_000
@@ -23,7 +24,7 @@ def audio():
     return torch.randn(3, 16_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(
     context=st.tuples(st.integers(1, 60), st.integers(0, 30), st.integers(0, 30)),
     lengths=st.lists(st.integers(0, 16_000), min_size=1, max_size=3),

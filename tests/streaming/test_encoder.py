@@ -11,6 +11,7 @@ from lighthubert_hf.long_audio import extract_long_features
 from lighthubert_hf.preprocessing import build_feature_extractor
 from lighthubert_hf.streaming import StreamingEncoder
 
+from ..examples import examples
 from ..precision import assert_as_exact, in_double
 
 FRAME = 320 / 16_000
@@ -66,7 +67,7 @@ def close(found, wanted):
 cuts = st.lists(st.integers(0, 24_000), max_size=12)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(cuts=cuts, samples=st.integers(0, 24_000), chunk=st.integers(1, 40), before=st.booleans())
 def test_with_windows_the_output_is_the_offline_one(sliding, norm_first, recording, cuts, samples, chunk, before):
     """However the audio is cut, however long the chunks are and the recording is."""
@@ -78,7 +79,7 @@ def test_with_windows_the_output_is_the_offline_one(sliding, norm_first, recordi
     close(found, wanted)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(
     cuts=cuts,
     samples=st.integers(400, 24_000),
@@ -97,7 +98,7 @@ def test_otherwise_the_output_is_that_of_long_audio(sliding, seeing_all, recordi
         close(found, extract_long_features(model, recording[:samples], chunk, (left, right)))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(
     streams=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 8_000)), min_size=1, max_size=4),
     piece=st.integers(300, 3_000),
@@ -242,7 +243,7 @@ def test_given_statistics_are_those_of_the_feature_extractor(sliding, recording)
     torch.testing.assert_close(running, wanted, rtol=0, atol=1e-4)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 @given(cuts=cuts)
 def test_running_statistics_do_not_depend_on_the_cuts(sliding, recording, cuts):
     audio = 0.1 * recording + 0.3

@@ -23,7 +23,7 @@ FEW = {"pretrain_steps": 2, "ctc_steps": 2, "batch_seconds": 6}
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher") / "corpus"
-    synthesise_corpus(folder, minutes=0.6, held_out_minutes=0.1, num_shards=2)
+    synthesise_corpus(folder, minutes=0.4, held_out_minutes=0.1, num_shards=2)
     return folder
 
 
@@ -124,6 +124,7 @@ def test_targets_are_the_nearest_clusters(corpus):
     assert len(targets[valid].unique()) > 20
 
 
+@pytest.mark.slow  # that training learns is tested of fine-tuning and distillation, too
 def test_it_learns(corpus, monkeypatch):
     """The loss falls in both parts; a real run gets to a usable recogniser."""
     losses = {}

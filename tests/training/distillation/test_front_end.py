@@ -182,12 +182,13 @@ def test_importance_is_the_change_that_is_seen():
     assert torch.corrcoef(ranks)[0, 1] > 0.7
 
 
-@pytest.mark.parametrize("per_width", [False, True])
+@pytest.mark.parametrize("per_width", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_it_learns_and_the_next_stage_goes_on_from_it(tiny_recipe, make_recipe, tmp_path, per_width):
     config = {"config": {"conv_norm_per_width": True}} if per_width else {}
     student = {"search_space": ELASTIC, "order_channels_on": 3.0} | config
     held_out = {"path": make_recipe(tmp_path).data.sources[0].path, "split": "validation"}
-    options = {"optimizer": {"lr": 2e-3}, "validation": {"sources": [held_out], "every": 5, "num_random": 0}}
+    options = {"optimizer": {"lr": 2e-3}, "validation": {"sources": [held_out], "every": 15, "num_random": 0}}
+    options["checkpoint"] = {"every": 30}
     first = tiny_recipe(**FRONT_END, student=student, training={"steps": 30}, **options)
     final = distill(first, show_progress=False)
     followed = [entry["validation"] for entry in read_log(tmp_path / "run" / "log.jsonl") if "validation" in entry]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, ModelCard, constants
+from transformers.utils import hub as transformers_hub
 
 from lighthubert_hf import LightHubertModel
 from lighthubert_hf.hub.folder import load_facts
@@ -23,6 +24,7 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "ENDPOINT", settings["HF_ENDPOINT"])
         template = settings["HF_ENDPOINT"] + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(transformers_hub, "_hf_api", None)  # a client that it keeps, of an earlier server
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_TOKEN", settings["HF_TOKEN"])

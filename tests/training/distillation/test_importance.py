@@ -12,6 +12,7 @@ from lighthubert_hf.training.distillation.importance import measure_importance, 
 from lighthubert_hf.training.distillation.recipe import OrderSection, StudentSection
 from lighthubert_hf.training.distillation.student import build_student
 
+from ...examples import examples
 from .encoders import make_encoder
 from .tiny import TINY_SPACE
 
@@ -34,7 +35,7 @@ def supernet(space=TINY_SPACE, seed: int = 0, **config) -> LightHubertForPreTrai
     return student
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 @given(
     seed=st.integers(0, 1000), space=st.sampled_from([TINY_SPACE, ELASTIC]), stable=st.booleans(), own=st.booleans()
 )

@@ -17,6 +17,8 @@ from lighthubert_hf.training.distillation.run import distill
 from lighthubert_hf.training.recipes.loading import load_recipe, shipped_recipes
 from lighthubert_hf.weights import WeightsError
 
+SHORT = ["training.steps=3", "data.synthetic_minutes=0.3"]  # enough for a checkpoint and a validation of a tiny twin
+
 
 def losses(recipe) -> list[float]:
     return [entry["loss"] for entry in read_log(Path(recipe.output_dir) / "log.jsonl") if "loss" in entry]
@@ -37,6 +39,7 @@ def test_two_stages_and_a_retrained_subnet(tiny_recipe, make_recipe, tmp_path, t
         validation=validation,
         optimizer=fast,
         logging={"every": 10},
+        checkpoint={"every": 15},
     )
     stage1 = distill(first, show_progress=False)
     assert losses(first)[-1] < 0.8 * losses(first)[0]
@@ -47,6 +50,7 @@ def test_two_stages_and_a_retrained_subnet(tiny_recipe, make_recipe, tmp_path, t
         training={"steps": 15},
         validation=validation,
         optimizer=fast,
+        checkpoint={"every": 15},
     )
     stage2 = distill(second, show_progress=False)
     validated = [
@@ -90,6 +94,7 @@ def test_other_objectives_learn(tiny_recipe, objective):
         training={"steps": 16},
         optimizer={"lr": 3e-3},
         logging={"every": 4},
+        checkpoint={"every": 16},
     )
     distill(recipe, show_progress=False)
     assert losses(recipe)[-1] < losses(recipe)[0]
@@ -111,6 +116,14 @@ def test_endless_failure_stops(tiny_recipe, monkeypatch):
         distill(recipe, show_progress=False)
 
 
+@pytest.fixture(scope="module")
+def six_steps(make_recipe, tmp_path_factory):
+    """The folder of a whole run, with checkpoints after steps 4 and 6."""
+    folder = tmp_path_factory.mktemp("six") / "run"
+    distill(make_recipe(folder), show_progress=False)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -120,9 +133,9 @@ def test_endless_failure_stops(tiny_recipe, monkeypatch):
         ("training_state/trainer.json", None),
     ],
 )
-def test_a_damaged_checkpoint_changes_no_result(tiny_recipe, caplog, name, damage):
+def test_a_damaged_checkpoint_changes_no_result(six_steps, tiny_recipe, caplog, name, damage):
     recipe = tiny_recipe()
-    model = distill(recipe, show_progress=False)
+    model = Path(shutil.copytree(six_steps, recipe.output_dir)) / "model"
     expected, log = load_file(model / "model.safetensors"), losses(recipe)
     shutil.rmtree(model)
     file = model.parent / "checkpoints" / "step-00000006" / name
@@ -188,7 +201,7 @@ def test_missing_tracker(tiny_recipe):
 
 @pytest.mark.parametrize("name", [name for name in shipped_recipes(DistillationRecipe) if name.endswith("-tiny")])
 def test_tiny_twins_run_to_the_end(name, tmp_path, tiny_stage1):
-    overrides = [f"output_dir={tmp_path}/run"]
+    overrides = [f"output_dir={tmp_path}/run", *SHORT]
     if load_recipe(DistillationRecipe, name).student.init.startswith("runs/"):
         overrides.append(f"student.init={tiny_stage1}")
     final = distill(load_recipe(DistillationRecipe, name, overrides), show_progress=False)
@@ -205,6 +218,6 @@ def test_tiny_twins_run_to_the_end(name, tmp_path, tiny_stage1):
 @pytest.fixture(scope="module")
 def tiny_stage1(tmp_path_factory):
     recipe = load_recipe(
-        DistillationRecipe, "lighthubert-stage1-tiny", [f"output_dir={tmp_path_factory.mktemp('stage1')}/run"]
+        DistillationRecipe, "lighthubert-stage1-tiny", [f"output_dir={tmp_path_factory.mktemp('stage1')}/run", *SHORT]
     )
     return distill(recipe, show_progress=False)

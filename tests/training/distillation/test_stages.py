@@ -29,7 +29,10 @@ def test_one_stage_is_a_row_of_one():
 
 
 def test_the_tiny_twin_runs_and_goes_on(tmp_path):
-    recipes = load_stages("elastic-small-tiny", [f"output_dir={tmp_path}", "stages.1.overrides={training.steps: 2}"])
+    recipes = load_stages(
+        "elastic-small-tiny",
+        [f"output_dir={tmp_path}", "stages.1.overrides={training.steps: 2, data.synthetic_minutes: 0.3}"],
+    )
     assert [recipe.training.steps for recipe in recipes] == [3, 2]
     distill_stages(recipes[:1], show_progress=False)  # interrupted between the two
     final = distill_stages(recipes, show_progress=False)

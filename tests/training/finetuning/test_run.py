@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCTC, HubertConfig, HubertModel, pipeline
 from transformers import logging as transformers_logging
 
@@ -36,7 +37,7 @@ HEAD = {"vocab_size": 20, "pad_token_id": 0}
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("speech") / "corpus"
-    synthesise_corpus(folder, minutes=0.5, held_out_minutes=0.2, num_shards=2)
+    synthesise_corpus(folder, minutes=0.3, held_out_minutes=0.1, num_shards=2)
     return str(folder)
 
 
@@ -64,7 +65,7 @@ def make_recipe(corpus, output, **changes):
         "name": "test",
         "output_dir": str(output),
         "model": {"random_config": TINY, "dropout": 0.1},
-        "data": {"sources": sources, "evaluation": held_out, "batch_seconds": 20.0, "max_seconds": 10.0},
+        "data": {"sources": sources, "evaluation": held_out, "batch_seconds": 10.0, "max_seconds": 10.0},
         "freezing": {"freeze": "none"},
         "optimizer": {"lr": 1e-3},
         "training": {"steps": 2},
@@ -75,7 +76,7 @@ def make_recipe(corpus, output, **changes):
 
 
 def weights(folder):
-    return AutoModelForCTC.from_pretrained(folder).state_dict()
+    return load_file(Path(folder) / "model.safetensors")
 
 
 def assert_equal(first, second):
@@ -95,7 +96,7 @@ class TestFinetuning:
         assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
         assert metrics["evaluation"].keys() == {"sentences", "voice", "again"}
         assert all(math.isfinite(value) for scores in metrics["evaluation"].values() for value in scores.values())
-        assert metrics["training_minutes"] == pytest.approx(0.5, abs=0.06)
+        assert metrics["training_minutes"] == pytest.approx(0.3, abs=0.06)
         examples = read_examples(
             [AudioSource(corpus, "test_voice", text_column="text")],
             progress=False,
@@ -377,13 +378,28 @@ class TestResume:
             with pytest.raises(Killed):
                 finetune(recipe, quiet=True, **options)
 
+    @pytest.fixture(scope="class")
+    def whole(self, corpus, tmp_path_factory):
+        """The metrics of a run that nothing interrupts."""
+        return finetune(self.recipe(corpus, tmp_path_factory.mktemp("whole") / "run"), quiet=True)
+
+    @pytest.fixture(scope="class")
+    def killed(self, corpus, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("killed") / "run"
+        self.run_until(5, self.recipe(corpus, folder))
+        return folder
+
+    @pytest.fixture
+    def killed_in_step_5(self, killed, tmp_path):
+        """A run of the recipe with checkpoints after steps 2 and 4."""
+        return Path(shutil.copytree(killed, tmp_path / "run"))
+
     @pytest.mark.parametrize("streamed", [False, True])
-    def test_two_interruptions_change_nothing(self, corpus, tmp_path, streamed):
+    def test_two_interruptions_change_nothing(self, corpus, whole, tmp_path, streamed):
         data = {}
         if streamed:
-            vocabulary = finetune(make_recipe(corpus, tmp_path / "vocabulary"), quiet=True)["model"]
-            data = {"memory_gb": 6e-4, "vocabulary": vocabulary}
-        whole = finetune(self.recipe(corpus, tmp_path / "whole", data=data), quiet=True)
+            data = {"memory_gb": 3e-4, "vocabulary": whole["model"]}
+            whole = finetune(self.recipe(corpus, tmp_path / "whole", data=data), quiet=True)
         recipe = self.recipe(corpus, tmp_path / "broken", data=data)
         self.run_until(3, recipe)
         self.run_until(5, recipe)
@@ -392,30 +408,25 @@ class TestResume:
         assert resumed["evaluation"] == whole["evaluation"]
         assert resumed["steps"] == 6
 
-    def test_a_checkpoint_that_was_not_finished_is_passed_over(self, corpus, tmp_path):
-        recipe = self.recipe(corpus, tmp_path / "run")
-        self.run_until(3, recipe)
-        checkpoints = tmp_path / "run" / "checkpoints"
-        (checkpoints / "step-00000004").mkdir()
-        (checkpoints / "step-00000004" / "model.safetensors").write_bytes(b"half")
-        assert latest_checkpoint(checkpoints).name == "step-00000002"
-        assert finetune(recipe, quiet=True)["steps"] == 6
+    def test_a_checkpoint_that_was_not_finished_is_passed_over(self, corpus, killed_in_step_5):
+        checkpoints = killed_in_step_5 / "checkpoints"
+        (checkpoints / "step-00000006").mkdir()
+        (checkpoints / "step-00000006" / "model.safetensors").write_bytes(b"half")
+        assert latest_checkpoint(checkpoints).name == "step-00000004"
+        assert finetune(self.recipe(corpus, killed_in_step_5), quiet=True)["steps"] == 6
 
     @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
-    def test_a_damaged_checkpoint_is_named_and_the_one_before_used(self, corpus, tmp_path, caplog, name):
-        recipe = self.recipe(corpus, tmp_path / "run")
-        self.run_until(5, recipe)
-        file = tmp_path / "run" / "checkpoints" / "step-00000004" / name
+    def test_a_damaged_checkpoint_is_named_and_the_one_before_used(self, corpus, killed_in_step_5, caplog, name):
+        file = killed_in_step_5 / "checkpoints" / "step-00000004" / name
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content) if name != "scheduler.pt" else file.unlink()
         with caplog.at_level("WARNING"):
-            self.run_until(3, recipe)  # goes on from step 2
+            self.run_until(2, self.recipe(corpus, killed_in_step_5))
         assert any("step-00000004" in line and name in line and "step-00000002" in line for line in caplog.messages)
 
-    def test_another_recipe_is_refused_unless_it_starts_over(self, corpus, tmp_path):
-        self.run_until(3, self.recipe(corpus, tmp_path / "run"))
-        other = self.recipe(corpus, tmp_path / "run", seed=1)
+    def test_another_recipe_is_refused_unless_it_starts_over(self, corpus, killed_in_step_5):
+        other = self.recipe(corpus, killed_in_step_5, seed=1)
         with pytest.raises(ValueError, match=r"seed=0, the recipe says 1; .*--overwrite"):
             finetune(other, quiet=True)
         assert finetune(other, overwrite=True, quiet=True)["steps"] == 6
@@ -470,10 +481,15 @@ class TestResume:
         with pytest.raises(ValueError, match=r"encoder/model_card\.json: loss must be a finite number"):
             finetune(recipe, quiet=True)
 
+    @pytest.fixture(scope="class")
+    def five_steps(self, corpus, tmp_path_factory):
+        return finetune(
+            make_recipe(corpus, tmp_path_factory.mktemp("five") / "run", training={"steps": 5}), quiet=True
+        )
+
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_a_signal_saves_and_changes_nothing(self, corpus, tmp_path, monkeypatch, number):
+    def test_a_signal_saves_and_changes_nothing(self, corpus, five_steps, tmp_path, monkeypatch, number):
         """Without `checkpoint` in the recipe, too."""
-        whole = finetune(make_recipe(corpus, tmp_path / "whole", training={"steps": 5}), quiet=True)
         recipe = make_recipe(corpus, tmp_path / "run", training={"steps": 5})
         step = CtcTrainer.training_step
 
@@ -500,7 +516,7 @@ class TestResume:
             assert died
         assert latest_checkpoint(checkpoint.parent) == checkpoint
         resumed = finetune(recipe, quiet=True)
-        assert_equal(weights(whole["model"]), weights(resumed["model"]))
+        assert_equal(weights(five_steps["model"]), weights(resumed["model"]))
 
 
 class TestNotFinite:

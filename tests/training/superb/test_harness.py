@@ -116,6 +116,7 @@ def test_a_supernets_card_is_not_its_subnets(tiny_supernet, superb_data, tmp_pat
         update_card(folder, results)
 
 
+@pytest.mark.slow  # every task is run on stored tones above; the columns are tested where they are made
 def test_synthetic_speech_has_what_every_task_reads(tiny_static, tmp_path):
     data = tiny.synthetic_data(tmp_path / "data", list(TASKS), examples=24, held_out_examples=6)
     results = evaluate(tiny_static, "all", data, tmp_path / "out")

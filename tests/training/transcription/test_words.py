@@ -6,6 +6,8 @@ from lighthubert_hf.training.finetuning.processors import build_processor, chara
 from lighthubert_hf.training.transcription.captions import formatted
 from lighthubert_hf.training.transcription.words import GreedyWords, Line, Lines, Word
 
+from ...examples import examples
+
 LETTERS = build_processor(characters(["ab c"])).tokenizer  # blank 0, unknown 1, delimiter 2, a b c
 PHONEMES = build_processor(phonemes(["aa b"])).tokenizer
 ids = st.lists(st.tuples(st.sampled_from([0, 0, 2, 3, 4, 5]), st.integers(1, 4)), max_size=20).map(
@@ -13,7 +15,7 @@ ids = st.lists(st.tuples(st.sampled_from([0, 0, 2, 3, 4, 5]), st.integers(1, 4))
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(ids=ids, cut=st.integers(0, 80))
 def test_words_and_times_are_those_of_the_tokenizer(ids, cut):
     reader = GreedyWords(LETTERS, 1.0)
@@ -39,7 +41,7 @@ words = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9), st.integers(1, 
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(words=words, heard=st.lists(st.integers(0, 15), max_size=4))
 def test_lines_hold_all_words_and_do_not_depend_on_when_they_come(words, heard):
     def cut(pauses):
