@@ -184,7 +184,9 @@ def test_a_full_disk_is_one_line_with_the_name(tmp_path, writer):
     for write, name in ((to_file, "file"), (to_folder, "folder"), (to_file_in_folder, "folder/weights")):
         with pytest.raises(WriteError) as caught, largest_file(4096):
             write(tmp_path / name)
-        assert str(caught.value).startswith(f"{tmp_path / name} cannot be written: ")
+        named = str(caught.value).partition(" cannot be written: ")[0]
+        inside = [str(tmp_path / name / "weights")] if write is to_folder else []  # an error may name the very file
+        assert named in [str(tmp_path / name), *inside]
         assert "\n" not in str(caught.value)
         assert ".new" not in str(caught.value)
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "weights").read_text() == "kept"
