@@ -45,7 +45,8 @@ def findings(results: dict[str, Any]) -> list[str]:
         f"{teacher['ms_per_second_in_transformers']:.1f} ms for the teacher.",
         "- Distillation loss: L1 between the prediction and the mean of the teacher's last FFN outputs; predicting "
         f"their mean would cost {search['predicting_the_mean']:.3f}.",
-        "- CER: share of wrong characters. The subnets are fine-tuned on the labels that the teacher was trained on.",
+        "- CER: share of wrong characters. The subnets are fine-tuned on the labels that the teacher was trained on "
+        "and start from what it has learnt of them, so one may end up better.",
         "- Units unlike the teacher's: edits per unit between both sequences, without repeats, on held-out speech; "
         f"{results['settings']['units']} units of the last layer, mapped onto each subnet.",
         f"- The search scored {search['evaluated']} of {search['subnets']:,} subnets in {search['seconds']:.0f} s.",
