@@ -49,7 +49,7 @@ def findings(results: dict[str, Any]) -> list[str]:
         "and start from what it has learnt of them, so one may end up better.",
         "- Units unlike the teacher's: edits per unit between both sequences, without repeats, on held-out speech; "
         f"{results['settings']['units']} units of the last layer, mapped onto each subnet.",
-        f"- The search scored {search['evaluated']} of {search['subnets']:,} subnets in {search['seconds']:.0f} s.",
+        f"- The search scored {search['evaluated']} of {search['subnets']:,} subnets.",
     ]
     for subnet in results["subnets"]:
         alike = subnet["losses_of_random_subnets"]
@@ -96,13 +96,17 @@ def draw_results(results: dict[str, Any], path: Path) -> None:
 def _draw_errors(axes, teacher: dict[str, Any], subnets: list[dict[str, Any]], splits: list[str]) -> None:
     for split, marker in zip(splits, "os^", strict=False):
         models = [model for model in (teacher, *subnets) if split in model["cer"]]
+        models.sort(key=lambda model: model["speed"])
         speeds, errors = [model["speed"] for model in models], [100 * model["cer"][split] for model in models]
         axes.plot(speeds, errors, marker + "-", label=_SPLITS.get(split, split))
-    for model in subnets:
+    for model in ({"name": "teacher"} | teacher, *subnets):
+        if splits[0] not in model["cer"]:
+            continue
         place = (model["speed"], 100 * model["cer"][splits[0]])
         axes.annotate(model["name"], place, xytext=(4, -12), textcoords="offset points")
     axes.set(xlabel="speed, times the teacher's", ylabel="wrong characters (%)")
     axes.set_ylim(bottom=0)
+    axes.margins(x=0.12)
     axes.legend(frameon=False)
 
 

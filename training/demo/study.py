@@ -1,7 +1,6 @@
 """What the demo measures: the search, and the picked subnets beside their teacher."""
 
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,6 @@ def pick_subnets(
 
     space, config = score.model.search_space, score.model.config
     macs = Cost("macs")
-    started = time.monotonic()
     result = search(
         score.model,
         score.as_score(),
@@ -57,7 +55,6 @@ def pick_subnets(
         algorithms=(EVOLUTIONARY,),
         seed=settings.seed,
     )
-    seconds = time.monotonic() - started
     whole = macs_per_second(config, space.largest())  # the teacher's own: it is the largest subnet
     picks = {}
     for name, share in SHARES.items():
@@ -76,7 +73,6 @@ def pick_subnets(
     summary = {
         "evaluated": len(result.subnets),
         "subnets": space.count(),
-        "seconds": round(seconds, 1),
         "predicting_the_mean": score.predicting_the_mean,
         "named": {name: score(subnet) for name, subnet in named_subnets(config).items()},
         "scored": points(result.subnets),
