@@ -28,7 +28,7 @@ from lighthubert_hf.training.distillation.objectives.base import TeacherRequest
 
 from .training.distillation.encoders import make_encoder
 
-STUDIES = {"front-end": front_end.study, "recipe": recipe.study}
+STUDIES = {"front_end": front_end.study, "recipe": recipe.study}
 
 
 def run(losses: list[float], macs: list[float]) -> dict:
@@ -80,7 +80,8 @@ def test_label_free_scores_of_what_is_known():
     assert label_free.agreement(states, states) == pytest.approx(1)
     flat = states.clone()
     flat[:, 2:] = 0
-    assert label_free.effective_rank(flat) == pytest.approx(2, abs=0.05) < label_free.effective_rank(states)
+    assert label_free.effective_rank(flat) == pytest.approx(2, abs=0.05)
+    assert label_free.effective_rank(states) > 5
 
 
 def test_the_remembering_teacher_answers_alike_and_is_asked_once(tmp_path, monkeypatch):
@@ -100,7 +101,8 @@ def test_the_remembering_teacher_answers_alike_and_is_asked_once(tmp_path, monke
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_work_is_counted_as_the_package_counts_it(tmp_path, frozen):
+def test_work_is_counted_as_the_package_counts_it(tmp_path, monkeypatch, frozen):
+    monkeypatch.setattr(studies, "CLIP_SECONDS", 10.0)  # as there: attention makes long clips dearer
     setting = RECIPE_SETTINGS["tiny"]
     shop = Workshop(tmp_path, setting, 0)
     make_encoder("hubert", **setting.architecture.config | {"num_conv_pos_embeddings": 32}).save_pretrained(
@@ -109,7 +111,7 @@ def test_work_is_counted_as_the_package_counts_it(tmp_path, frozen):
     student = {"init": "teacher", "search_space": setting.architecture.space, "freeze_front_end": frozen}
     made = studies.Run("any", 12, {"student": student}).recipe(shop)
     counted = studies.step_flop(shop, made) / made.data.batch_seconds
-    assert counted == pytest.approx(count_cost(made).total, rel=0.15)  # other clips, so other attention
+    assert counted == pytest.approx(count_cost(made).total, rel=0.05)  # without the head
 
 
 def test_every_idea_is_a_recipe(tmp_path):

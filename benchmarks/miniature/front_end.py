@@ -147,15 +147,13 @@ def _front(model, score: DistillationScore, candidates: list[Subnet]) -> list[Su
 
 
 def probes(shop: Workshop) -> dict[str, Any]:
-    """Probes of the 71 % and the 29 % encoder with each front end, and of the fixed supernet's."""
+    """Probes of the 71 % encoder with each front end, and of the fixed supernet's."""
     elastic, fixed = model_of(shop, "elastic"), model_of(shop, "fixed")
-    models = {"teacher": str(shop.teacher)}
-    for encoder in ("71", "29"):
-        subnet = shop.architecture.named_subnets()[encoder]
-        models[f"fixed, {encoder}"] = fixed.lighthubert.extract_subnet(subnet)
-        for name in ("whole", "half", "third"):
-            cut = with_front_end(subnet, shop.setting.front_ends[name])
-            models[f"elastic, {encoder}, {name}"] = elastic.lighthubert.extract_subnet(cut)
+    subnet = shop.architecture.named_subnets()["71"]
+    models = {"teacher": str(shop.teacher), "fixed": fixed.lighthubert.extract_subnet(subnet)}
+    for name in ("whole", "half", "third"):
+        cut = with_front_end(subnet, shop.setting.front_ends[name])
+        models[f"elastic, {name}"] = elastic.lighthubert.extract_subnet(cut)
     return {name: probe(shop, name, model) for name, model in models.items()}
 
 
@@ -181,4 +179,4 @@ def study(setting_name: str) -> Study:
 
 
 if __name__ == "__main__":
-    sys.exit(study_main("front-end", study, list(FRONT_END_SETTINGS), __doc__))
+    sys.exit(study_main("front_end", study, list(FRONT_END_SETTINGS), __doc__))

@@ -151,8 +151,9 @@ def _probes(seeds: Seeds) -> str:
         [name, *(with_spread([points(p[name]["scores"], task) for p in present], signed=False) for task in TITLES)]
         for name in present[0]
     ]
-    return "### Probes\n\n100 % less the error rate (phonemes, verification) or accuracy, in percent.\n\n" + markdown(
-        ["frozen model", *TITLES.values()], cells
+    return (
+        "### Probes\n\nOf the 71 % encoder. 100 % less the error rate (phonemes, verification), or accuracy, in "
+        "percent.\n\n" + markdown(["frozen model", *TITLES.values()], cells)
     )
 
 

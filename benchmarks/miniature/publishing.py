@@ -1,11 +1,10 @@
 """Tables, plots and JSON of a study."""
 
-import argparse
 import shutil
 from pathlib import Path
 from typing import Any
 
-from contenders import machine, publish  # in the folder above
+from contenders import insert, machine  # in the folder above
 from parts import Results, write_json
 from report import rounded
 from studies import Study
@@ -30,8 +29,18 @@ def publish_study(
         json_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(json_file, results)
     if docs is not None:
-        publish(f"miniature/{program}", results, _with_plots(text, plots, docs), _to(docs))
+        insert(docs, f"miniature/{program}", f"{_heading(program, results)}\n\n{_with_plots(text, plots, docs)}\n")
     return text
+
+
+def _heading(program: str, results: dict[str, Any]) -> str:
+    where, wall = results["machine"], results["wall_seconds"]
+    setting = results["setting"]["name"]
+    command = f"python benchmarks/miniature/{program}.py" + (f" --setting {setting}" if setting != "default" else "")
+    return (
+        f"{where['date']}, {where['device']}, torch {where['torch']}; `{command}`. {len(wall)} parts, "
+        f"{sum(wall.values()) / 60:.0f} minutes in all."
+    )
 
 
 def _with_plots(text: str, plots: dict[Path, str], docs: Path) -> str:
@@ -40,10 +49,6 @@ def _with_plots(text: str, plots: dict[Path, str], docs: Path) -> str:
     for path in plots:
         shutil.copy(path, images / path.name)
     return "\n\n".join([text, *(f"![{title}](images/{path.name})" for path, title in plots.items())])
-
-
-def _to(docs: Path) -> argparse.Namespace:
-    return argparse.Namespace(json=None, docs=docs)
 
 
 def saved(figure: Any, path: Path) -> Path:

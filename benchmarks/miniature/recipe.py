@@ -51,7 +51,9 @@ def two_stages(shop: Workshop) -> dict[str, Any]:
     sections = _sections(shop, WINNER) | {"sampler": {"kind": "largest"}}
     before = train(shop, Run(first, half, sections)) | _judged(shop, first)
     after = supernet(shop, WINNER, half, "two-stages", like=first)
-    return {"first": before, "second": after, "flop": before["flop"] + after["flop"]}
+    cut = model_of(shop, "two-stages").lighthubert.extract_subnet(shop.architecture.named_subnets()["71"])
+    probed = probing.probe(shop, "two stages, 71", cut)
+    return {"first": before, "second": after, "flop": before["flop"] + after["flop"], "probes": probed}
 
 
 def alone(shop: Workshop, size: str, idea: str, steps: int, folder: str) -> dict[str, Any]:
@@ -72,15 +74,12 @@ def retrained(shop: Workshop, size: str, folder: str) -> dict[str, Any]:
 
 
 def probes(shop: Workshop) -> dict[str, Any]:
-    """The teacher, subnets of the winner with and without a stage 1, and the students trained alone."""
+    """The teacher, subnets of the winner, and the students trained alone."""
     named = shop.architecture.named_subnets()
     models: dict[str, Any] = {"teacher": str(shop.teacher)}
     for name in ("largest", *SIZES):
         models[f"winner, {name}"] = model_of(shop, "winner").lighthubert.extract_subnet(named[name])
-    models["two stages, 71"] = model_of(shop, "two-stages").lighthubert.extract_subnet(named["71"])
-    for size in SIZES:
-        static = model_of(shop, f"alone-{size}").lighthubert
-        models[f"alone, {size}"] = static if static.search_space is None else static.extract_subnet(named[size])
+    models |= {f"alone, {size}": model_of(shop, f"alone-{size}").lighthubert for size in SIZES}
     return {name: probing.probe(shop, name, model) for name, model in models.items()}
 
 
@@ -153,7 +152,7 @@ def _judged(shop: Workshop, folder: str, size: str | None = None) -> dict[str, A
 
 
 def _folder(idea: str) -> str:
-    return idea.replace(" ", "-")
+    return idea.replace(",", "").replace(" ", "-")
 
 
 def study(setting_name: str) -> Study:
@@ -185,9 +184,9 @@ def study(setting_name: str) -> Study:
             name = f"retrained-{size}"
             add(name, seed, lambda shop, a=(size, name): retrained(shop, *a), winner)
         add("plain", seed, lambda shop: supernet(shop, "plain", setting.steps, "plain"))
-        staged = add("two-stages", seed, two_stages)
-        probed = add("probes", seed, probes, winner, staged, *students)
+        probed = add("probes", seed, probes, winner, *students)
         add("ranking", seed, ranking, winner, probed)
+        add("two-stages", seed, two_stages)
         add("evolution", seed, lambda shop: probing.evolution(shop, "winner"), winner)
     from recipe_report import plot, report
 

@@ -70,6 +70,7 @@ def _as_the_papers(seed: dict[str, Any]) -> dict[str, Any]:
         names = {f"winner, {size}": f"stage 2, {size}" for size in ("largest", *SIZES)}
         parts["probes"] = probes | {new: probes[old] for old, new in names.items()}
         parts["probes"]["stage 1, largest"] = probes["winner, largest"]
+        parts["probes"]["stage 2 alone, 71"] = probes["winner, 71"]  # claim 4 is judged by `_with_stages`
     return parts
 
 
@@ -79,9 +80,9 @@ def _with_stages(seed: dict[str, Any]) -> dict[str, Any]:
     if {"two-stages", "winner"} <= set(seed):
         parts = {"stage1": seed["two-stages"]["first"], "stage2": seed["two-stages"]["second"]}
         parts["stage2-alone"] = seed["winner"]
-    if "probes" in seed:
-        probes = seed["probes"]
-        parts["probes"] = {"stage 2, 71": probes["two stages, 71"], "stage 2 alone, 71": probes["winner, 71"]}
+        if "probes" in seed:
+            probes = {"stage 2, 71": seed["two-stages"]["probes"], "stage 2 alone, 71": seed["probes"]["winner, 71"]}
+            parts["probes"] = probes
     return parts
 
 

@@ -37,6 +37,7 @@ HEAD = {"fit_head_on": 60.0}
 ORDER = {"order_on": {"seconds": 60.0}}
 START = {"student": WHOLE_GROUPS | HEAD}
 ORDERED = {"student": WHOLE_GROUPS | HEAD | ORDER}
+WIDTH_ORDERED = {"student": WHOLE_GROUPS | HEAD | {"order_on": {"seconds": 60.0, "parts": ["heads", "ffn", "width"]}}}
 
 
 def _with(**config) -> dict[str, Any]:
@@ -56,9 +57,7 @@ IDEAS: dict[str, dict[str, Any]] = {
     "start": START,
     "ordered start": ORDERED,
     "start ordered by weights": START | {"start": "weights"},
-    "start with width ordered": {
-        "student": WHOLE_GROUPS | HEAD | {"order_on": {"seconds": 60.0, "parts": ["heads", "ffn", "width"]}}
-    },
+    "width ordered, too": WIDTH_ORDERED,
     "own heads": _with(head_per_width=True),
     "own norms and heads": _with(head_per_width=True, norm_per_width=True),
     "averaged weights": ORDERED | {"averaging": {"share": 0.2}},
@@ -66,6 +65,7 @@ IDEAS: dict[str, dict[str, Any]] = {
     "twice the learning rate": ORDERED | {"optimizer": {"lr": 2e-3}},
     "low end": ORDERED | LOW_END,
     "in proportion": ORDERED | {"sampler": {"spread": 0.15}},
+    "in proportion, width ordered": WIDTH_ORDERED | {"sampler": {"spread": 0.15}},
     "narrow ones count less": ORDERED | {"sampler": {"width_exponent": 1.0}},
     "two sub-spaces": ORDERED
     | {"sampler": {"subspaces": [{"hidden_size": [48, 64]}, {"hidden_size": [96, 112, 128]}]}},
@@ -83,4 +83,4 @@ ALONE = (
     "half the learning rate",
     "low end",
 )
-WINNER = "in proportion"
+WINNER = "in proportion, width ordered"

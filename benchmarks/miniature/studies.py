@@ -85,7 +85,7 @@ def study_arguments(description: str, settings: Sequence[str]) -> argparse.Argum
     """The options that the studies' programs share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setting", choices=settings, default="default")
-    parser.add_argument("--output", type=Path, help="folder (default runs/STUDY-SETTING)")
+    parser.add_argument("--output", type=Path, help="folder (default runs/miniature-STUDY-SETTING)")
     parser.add_argument("--part", action="append", help="only this part, several times for several; or 'report'")
     parser.add_argument("--seed", type=int, help="only this seed")
     parser.add_argument("--minutes", type=float, help="begin no part after so long; what is left is for the next call")
@@ -113,7 +113,7 @@ def study_main(program: str, studies: Callable[[str], Study], settings: Sequence
     """
     options = study_arguments(description, settings).parse_args()
     study = studies(options.setting)
-    output = options.output or Path("runs") / f"{program}-{options.setting}"
+    output = options.output or Path("runs") / f"miniature-{program}-{options.setting}"
     try:
         parts = wanted_parts(study.parts, options.part, options.seed)
         finished = run_study(study, output, parts, options.minutes)
