@@ -184,8 +184,12 @@ def correlations(ranking: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Spearman's correlation of every score with every probe over the subnets, and its mean over the probes."""
     scores = {"loss": [-row["loss"] for row in ranking]}
     scores |= {name: [row["label_free"][name] for row in ranking] for name in ranking[0]["label_free"]}
+    scores = with_mixes(scores)
+    if "subnet" in ranking[0]:  # what a score must beat to say more than that larger is better
+        subnets = [row["subnet"] for row in ranking]
+        scores["FFN weights"] = [float(net["hidden_size"] * sum(net["intermediate_size"])) for net in subnets]
     found = {}
-    for name, values in with_mixes(scores).items():
+    for name, values in scores.items():
         by_task = {}
         for task in TITLES:
             probed = [points(row["scores"], task) for row in ranking]
