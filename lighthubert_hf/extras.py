@@ -27,7 +27,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "soundfile",
         "soxr",
     ),
-    "search": ("filelock", "matplotlib", "optuna", "scipy"),
+    "search": ("filelock", "matplotlib", "optuna", "plotly", "scipy"),
     "demo": ("espeakng-loader",),  # beside `train` and `search`
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "peft": ("peft",),

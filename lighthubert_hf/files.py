@@ -14,6 +14,7 @@ there are no such locks (Windows, some network file systems) leftovers stay, but
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -30,6 +31,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+logger = logging.getLogger(__name__)
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<tag>[0-9a-f]{8})\.(?P<kind>new|old)", re.DOTALL)
 
@@ -145,6 +148,25 @@ def write_json(path: str | os.PathLike, data: Any, *, indent: int | None = 2, sy
         ValueError: for NaN and infinities, which JSON does not have.
     """
     write_text(path, json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False) + "\n", sync=sync)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `log.jsonl`; a last line that a kill cut short is left out.
+
+    Other damaged lines are named in a warning and left out, too: a log is no reason not to go on.
+    """
+    entries = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line) if line else None
+        except (ValueError, RecursionError):
+            entry = None
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            entries.append(entry)
+        elif line and number < len(lines):
+            logger.warning("%s: line %d is damaged and left out", path, number)
+    return entries
 
 
 def read_object(path: str | os.PathLike, remedy: str = "restore it") -> dict[str, Any]:

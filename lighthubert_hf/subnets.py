@@ -1,6 +1,7 @@
-"""Which subnet of a supernet is meant: one of three names, a JSON file, or the subnet itself."""
+"""Which subnet of a supernet is meant: one of three names, a JSON file, JSON, or the subnet itself."""
 
 import difflib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,23 @@ def choose_subnet(choice: str | Path | Subnet | Mapping[str, Any], config: Light
     """The subnet that a user asked for.
 
     Args:
-        choice: a name, a JSON file of a `Subnet`, or a `Subnet` or its fields.
+        choice: a name, a JSON file of a `Subnet`, its JSON itself, or a `Subnet` or its fields.
         config: the supernet's.
 
     Raises:
         FileNotFoundError: if it is neither a name nor a file.
-        ValueError: if the file describes no subnet.
+        ValueError: if the file or the JSON describes no subnet.
     """
     if not isinstance(choice, str | Path):
         return Subnet.of(choice)
     named = named_subnets(config)
     if choice in named:
         return named[choice]
+    if str(choice).lstrip().startswith("{"):
+        try:
+            return Subnet.from_dict(json.loads(str(choice)))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{str(choice)!r} describes no subnet: {error}") from None
     path = Path(choice)
     if not path.is_file():
         close = difflib.get_close_matches(str(choice), named, n=1)

@@ -19,6 +19,7 @@ ROOTS = {
 FLOORS = [
     {"lighthubert_hf.cli"},
     {"lighthubert_hf.training", "lighthubert_hf.conversion"},
+    {"lighthubert_hf.explore"},
     {"lighthubert_hf.search", "lighthubert_hf.hub"},
     {"lighthubert_hf.costs", "lighthubert_hf.streaming", "lighthubert_hf.units"},
     {"lighthubert_hf.model"},

@@ -36,3 +36,13 @@ def test_a_fingerprint_sees_every_bit_and_fact(tiny_supernet):
     finally:
         weight.data[3, 5] = kept
     assert before == weights_fingerprint(tiny_supernet)
+
+
+def test_a_subnet_as_json(make_config):
+    config = make_config()
+    smallest = named_subnets(config)["smallest"]
+    assert choose_subnet(json.dumps(smallest.to_dict()), config) == smallest
+    for text in ("{", "{}", '{"hidden_size": 1}', "[" * 3):
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            choose_subnet(text, config)
+        assert "\n" not in str(error.value)

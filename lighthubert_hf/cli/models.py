@@ -42,7 +42,9 @@ def convert(
 def extract(
     supernet: Annotated[str, typer.Argument(help="Folder or Hub id.")],
     output: Annotated[Path, typer.Argument(help="Folder for the static model.")],
-    subnet: Annotated[str, typer.Option(help="default, smallest, largest, or a JSON file of a Subnet.")] = "default",
+    subnet: Annotated[
+        str, typer.Option(help="default, smallest, largest, or a Subnet as JSON or in a JSON file.")
+    ] = "default",
     plain_hubert: Annotated[bool, typer.Option(help="Save a HuBERT of transformers; of a static model, too.")] = False,
     revision: Annotated[str | None, typer.Option(help="Revision of SUPERNET on the Hub.")] = None,
     overwrite: Replace = False,

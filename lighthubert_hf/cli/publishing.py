@@ -1,5 +1,6 @@
 """Commands that publish models on the Hub."""
 
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -43,14 +44,24 @@ def push_family(
     private: Private = None,
     message: Message = None,
     collection: Annotated[str | None, typer.Option(help="Title of the collection.")] = None,
+    explorer: Annotated[
+        bool,
+        typer.Option("--explorer", help="Publish the page of `explore`, too, as the static Space PREFIX-explorer."),
+    ] = False,
     dry_run: DryRun = None,
     overwrite: Replace = False,
     as_json: Json = False,
 ) -> None:
     """Publish the chosen subnets of a search, each in its repository with one commit, and link them."""
-    from lighthubert_hf.hub.family import push_family
+    from lighthubert_hf.hub.family import published_supernet, push_family, read_pareto
 
     options = {"private": private, "commit_message": message, "collection": collection}
     options |= {"dry_run": dry_run, "overwrite": overwrite}
-    result = push_family(pareto, prefix, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        if explorer:
+            from lighthubert_hf.explore import write_space
+
+            supernet = published_supernet(read_pareto(pareto).supernet, prefix)
+            options["space"] = write_space(pareto, folder, supernet=supernet)
+        result = push_family(pareto, prefix, **options)
     answer(result.to_dict(), as_json, str(result))

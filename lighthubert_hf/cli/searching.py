@@ -50,6 +50,7 @@ def search(
 ) -> None:
     """Find the subnets that trade quality against cost best. Ctrl-C loses nothing."""
     require("search", *(() if score else ("train",)), what="the search")
+    from lighthubert_hf.explore import write_page
     from lighthubert_hf.hub.family import check_push, push_family
     from lighthubert_hf.loading import load_lighthubert, on_device
     from lighthubert_hf.search.costs import Cost, Limit
@@ -84,8 +85,9 @@ def search(
         plot=axis,
         overwrite=overwrite,
     )
+    shown = write_page(output)
     front = [{"name": found.name, "score": found.score, **found.costs} for found in result.front]
-    answer(front, as_json, f"{describe_search(result)}\n{output / 'pareto.json'}")
+    answer(front, as_json, f"{describe_search(result)}\n{output / 'pareto.json'}\n{shown}")
     if push:
         typer.echo(str(push_family(output / "pareto.json", push, private=private)), err=as_json)
 

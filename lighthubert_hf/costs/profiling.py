@@ -86,6 +86,22 @@ def macs_per_second(config: PreTrainedConfig, subnet: Subnet | None = None, seco
     return round(count_macs(_nominal_config(config), subnet, round(seconds * SAMPLING_RATE)) / seconds)
 
 
+def shape(config: PreTrainedConfig, subnet: Subnet | None = None) -> dict[str, Any]:
+    """What a drawing shows of a subnet, or of the weights of `config` as they are, for JSON.
+
+    Returns:
+        "hidden_size"; "layers", the attention width and the FFN units of each; "convolutions", channels, kernel and
+        stride of each.
+    """
+    config, subnet = _checked(_nominal_config(config), subnet)
+    heads, channels = subnet.num_attention_heads, config.conv_channels(subnet)
+    return {
+        "hidden_size": subnet.hidden_size,
+        "layers": [[config.head_dim * count, units] for count, units in zip(heads, subnet.intermediate_size)],
+        "convolutions": [list(sizes) for sizes in zip(channels, config.conv_kernel, config.conv_stride)],
+    }
+
+
 def macs_by_part(
     config: LightHubertConfig, subnet: Subnet | None = None, samples: int = SAMPLING_RATE
 ) -> dict[str, int]:

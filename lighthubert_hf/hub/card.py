@@ -22,7 +22,7 @@ from transformers import HubertConfig, PreTrainedConfig
 
 from lighthubert_hf import __version__
 from lighthubert_hf.costs.figures import human
-from lighthubert_hf.costs.profiling import CLIP_SECONDS
+from lighthubert_hf.costs.profiling import CLIP_SECONDS, shape
 from lighthubert_hf.files import read_object
 from lighthubert_hf.model.codebook import Codebook
 from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
@@ -457,12 +457,7 @@ def with_family(text: str, members: Sequence[FamilyMember]) -> str:
 
 def render_picture(config: Mapping[str, Any]) -> str:
     """The architecture as SVG."""
-    model_config = read_config(config)
-    return architecture_svg(
-        hidden_size=model_config.hidden_size,
-        layers=[(layer["attention"], layer["ffn"]) for layer in _layers(model_config)],
-        convolutions=list(zip(model_config.conv_dim, model_config.conv_kernel, model_config.conv_stride, strict=True)),
-    )
+    return architecture_svg(**shape(read_config(config)))
 
 
 def teacher_license(teacher: str, token: str | None = None) -> str | None:

@@ -11,18 +11,19 @@ are on the front, those with a folder are published, or if none has one, the fro
 """
 
 import math
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import Collection, CommitInfo, CommitOperationAdd, HfApi
 
 from lighthubert_hf.absent import absent
 from lighthubert_hf.costs.figures import human, size_names
 from lighthubert_hf.costs.profiling import count_parameters, macs_per_second
-from lighthubert_hf.files import read_object
+from lighthubert_hf.files import read_object, replacing_folder
 from lighthubert_hf.loading import load_config
 from lighthubert_hf.model.search_space import Subnet
 from lighthubert_hf.progress import progress_bar
@@ -66,12 +67,14 @@ class FamilyResult:
         supernet: of the supernet, if it is a folder and was published too; else `None`.
         supernet_commit: the commit that linked the subnets from a supernet already on the Hub; else `None`.
         collection: address of the collection; `None` after a dry run.
+        space: address of the Space, if there is one; after a dry run its folder.
     """
 
     subnets: tuple[PushResult, ...]
     supernet: PushResult | None = None
     supernet_commit: CommitInfo | None = None
     collection: str | None = None
+    space: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
@@ -80,11 +83,13 @@ class FamilyResult:
             "supernet": self.supernet and self.supernet.to_dict(),
             "supernet_commit": self.supernet_commit and self.supernet_commit.oid,
             "collection": self.collection,
+            "space": self.space,
         }
 
     def __str__(self) -> str:
         results = [*self.subnets, *([self.supernet] if self.supernet else [])]
-        return "\n".join([*map(str, results), *([f"collection: {self.collection}"] if self.collection else [])])
+        addresses = {"collection": self.collection, "space": self.space}
+        return "\n".join([*map(str, results), *(f"{key}: {value}" for key, value in addresses.items() if value)])
 
 
 def read_pareto(path: str | Path) -> Pareto:
@@ -179,6 +184,7 @@ def push_family(
     token: str | bool | None = None,
     commit_message: str | None = None,
     collection: str | None = None,
+    space: str | Path | None = None,
     dry_run: str | Path | None = None,
     overwrite: bool = False,
 ) -> FamilyResult:
@@ -193,6 +199,8 @@ def push_family(
         prefix: "owner/name"; the subnets become "owner/name-27M" and so on.
         private, token, commit_message: as for `push_folder`.
         collection: title of the collection; by default the name in `prefix`.
+        space: folder of a static Space to publish as "PREFIX-explorer" beside the models; see
+            `lighthubert_hf.explore.write_space`.
         dry_run: a folder to write to instead of uploading, one folder in it for each repository.
         overwrite: whether these may replace folders that hold something else.
 
@@ -204,7 +212,7 @@ def push_family(
     token = clean_token(token)
     pareto = read_pareto(pareto_json)
     local = isinstance(pareto.supernet, Path)
-    supernet_id = f"{prefix}-supernet" if local else pareto.supernet
+    supernet_id = published_supernet(pareto.supernet, prefix)
     _check_numbers(pareto, Path(pareto_json), token)
     members = _members(pareto, prefix)
     with tempfile.TemporaryDirectory() as extracted:
@@ -222,11 +230,14 @@ def push_family(
         options = {"private": private, "token": token, "commit_message": commit_message, "overwrite": overwrite}
         results = _push_all(jobs, dry_run, **options)
     result = FamilyResult(tuple(results[: len(members)]), results[-1] if local else None)
+    if space is not None:
+        result = replace(result, space=_push_space(Path(space), f"{prefix}-explorer", private, token, dry_run))
     if dry_run is not None:
         return result
     linked = None if local else _link(supernet_id, prefix, members, token)
     with one_line_errors(prefix, token):
-        address = _collect(prefix, collection, private, token, members, supernet_id if local or linked else None)
+        supernet = supernet_id if local or linked else None
+        address = _collect(prefix, collection, private, token, members, supernet, space is not None)
     return replace(result, supernet_commit=linked, collection=address)
 
 
@@ -240,6 +251,30 @@ def check_push(prefix: str, token: str | bool | None = None) -> None:
     _check_prefix(prefix)
     with one_line_errors(prefix, token):
         retried(Upload(prefix, token=clean_token(token)).api.whoami)
+
+
+def published_supernet(supernet: str | Path, prefix: str) -> str:
+    """The Hub id of a family's supernet: its own, or that which a folder gets."""
+    return f"{prefix}-supernet" if isinstance(supernet, Path) else supernet
+
+
+def _push_space(
+    folder: Path, repo_id: str, private: bool | None, token: str | bool | None, dry_run: str | Path | None
+) -> str:
+    """Publish a folder as a static Space, in one commit. Returns its address."""
+    if dry_run is not None:
+        target = Path(dry_run) / repo_id.split("/")[1]
+        with replacing_folder(target) as new:
+            shutil.copytree(folder, new, dirs_exist_ok=True)
+        return str(target)
+    api = Upload(repo_id, token=token).api
+    made = {"repo_type": "space", "space_sdk": "static", "private": private, "exist_ok": True}
+    with one_line_errors(repo_id, token):
+        retried(lambda: api.create_repo(repo_id, **made))
+        if private and not retried(lambda: api.space_info(repo_id)).private:
+            raise PublishingError(f"{repo_id} exists and is public, but a private push was asked for; not pushed")
+        retried(lambda: api.upload_folder(repo_id=repo_id, folder_path=folder, repo_type="space"))
+    return f"{api.endpoint}/spaces/{repo_id}"
 
 
 def _check_prefix(prefix: str) -> None:
@@ -366,6 +401,7 @@ def _collect(
     token: str | bool | None,
     members: Sequence[FamilyMember],
     supernet: str | None,
+    explorer: bool,
 ) -> str:
     """Put everything into one collection, which is made if there is none of this title. Returns its address."""
     owner, name = prefix.split("/")
@@ -382,14 +418,18 @@ def _collect(
         notes[supernet] = "The supernet that the others were cut from"
     for repo_id, note in notes.items():
         collection = _put(api, collection, repo_id, note)
+    if explorer:
+        collection = _put(api, collection, f"{prefix}-explorer", "All subnets that were scored, to explore", "space")
     return collection.url
 
 
-def _put(api: HfApi, collection: Collection, repo_id: str, note: str) -> Collection:
-    """Add a model to a collection, or correct its note if it is there already."""
+def _put(
+    api: HfApi, collection: Collection, repo_id: str, note: str, kind: Literal["model", "space"] = "model"
+) -> Any:
+    """Add a model or a Space to a collection, or correct its note if it is there already."""
     present = next((item for item in collection.items if item.item_id == repo_id), None)
     if present is None:
-        return retried(lambda: api.add_collection_item(collection.slug, repo_id, "model", note=note, exists_ok=True))
+        return retried(lambda: api.add_collection_item(collection.slug, repo_id, kind, note=note, exists_ok=True))
     if present.note != note:
         retried(lambda: api.update_collection_item(collection.slug, present.item_object_id, note=note))
     return collection

@@ -1,13 +1,11 @@
-"""What a search found, as files: JSON and CSV for machines, a picture, and a page to explore in a browser."""
+"""What a search found, as files: JSON and CSV for machines, and a picture."""
 
 import csv
-import html
 import io
 import json
 import math
 import textwrap
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from lighthubert_hf.costs.measuring import describe_machine
@@ -18,14 +16,13 @@ from .costs import Cost, format_cost
 from .result import ScoredSubnet, SearchResult
 
 NAME = "pareto"
-TEMPLATE = Path(__file__).with_name("templates") / "search_report.html"
 
 
 def write_report(result: SearchResult, folder: Path, plot: Cost | None = None) -> None:
-    """Write `pareto.json`, `pareto.csv`, `pareto.png` and `pareto.html`; each appears as a whole or not at all.
+    """Write `pareto.json`, `pareto.csv` and `pareto.png`; each appears as a whole or not at all.
 
     Args:
-        plot: the cost on the pictures' horizontal axis at first; by default the first objective.
+        plot: the cost on the picture's horizontal axis; by default the first objective.
     """
     data = to_json(result)
     objective = next(iter(result.settings["objectives"][1:]), None)
@@ -35,7 +32,6 @@ def write_report(result: SearchResult, folder: Path, plot: Cost | None = None) -
         "json": (text + "\n").encode(),
         "csv": _csv(result).encode(),
         "png": _png(result, axis),
-        "html": _html(data | {"axis": axis}).encode(),
     }
     for suffix, content in files.items():
         write_bytes(folder / f"{NAME}.{suffix}", content)
@@ -57,6 +53,7 @@ def to_json(result: SearchResult) -> dict[str, Any]:
         "latency_error": {name: table.median_error for name, table in result.tables.items()},
         "warnings": list(result.warnings),
         "baseline": result.baseline,
+        "teacher": result.teacher,
         "trials": {name: len(history) for name, history in result.hypervolume.items()},
         "hypervolume": {name: history[-1] for name, history in result.hypervolume.items() if history},
         "hypervolume_history": result.hypervolume,
@@ -84,6 +81,7 @@ def _subnet_json(scored: ScoredSubnet, result: SearchResult) -> dict[str, Any]:
         "name": scored.name,
         "subnet": scored.subnet.to_dict(),
         "description": str(scored.subnet),
+        "shape": scored.shape,
         "parameters": scored.costs["parameters"],
         "macs_per_second": scored.costs[str(Cost("macs"))],
         result.settings["score"]: scored.score if math.isfinite(scored.score) else None,
@@ -162,10 +160,3 @@ def _png(result: SearchResult, cost: str) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
-
-
-def _html(data: dict[str, Any]) -> str:
-    """A page that needs nothing but a browser: the data stands inside it."""
-    embedded = json.dumps(data, allow_nan=False).replace("<", "\\u003c")  # or "</script>" would end the script
-    title = html.escape(f"Subnets of {data['supernet'] or 'a supernet'}")
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(title=title, data=embedded)

@@ -7,16 +7,25 @@ from typing import Any
 
 from lighthubert_hf.costs.figures import size_name
 from lighthubert_hf.costs.latency import MAX_ERROR, LatencyTable
+from lighthubert_hf.costs.profiling import shape
+from lighthubert_hf.model.configuration_lighthubert import LightHubertConfig
 from lighthubert_hf.model.search_space import Subnet
 
 from .costs import Cost
 from .pareto import hypervolume, pareto_front
+from .score import Score
 from .studies import Studies
 
 
 @dataclass(frozen=True)
 class ScoredSubnet:
-    """A subnet the search tried. `costs` by the costs' names, in ms, bytes or one; `found_by` the algorithms."""
+    """A subnet the search tried.
+
+    Args:
+        costs: by the costs' names, in ms, bytes or one.
+        found_by: the algorithms.
+        shape: what a drawing shows of it; see `lighthubert_hf.costs.profiling.shape`.
+    """
 
     name: str
     subnet: Subnet
@@ -24,6 +33,7 @@ class ScoredSubnet:
     costs: dict[str, float]
     found_by: tuple[str, ...]
     within_limits: bool
+    shape: dict[str, Any]
     on_front: bool = False
     folder: str | None = None
 
@@ -38,7 +48,7 @@ class SearchResult:
         hypervolume: for each algorithm the share of the box between the best and the worst values found by any that
             its front dominates, after each of its trials.
         tables: the latency measurements behind the costs.
-        baseline: what of the score needs no model at all; see `Score`.
+        baseline, teacher: what to compare scores and costs with; see `Score`.
     """
 
     settings: dict[str, Any]
@@ -46,6 +56,7 @@ class SearchResult:
     hypervolume: dict[str, list[float]]
     tables: dict[str, LatencyTable] = field(default_factory=dict)
     baseline: float | None = None
+    teacher: Mapping[str, Any] | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -75,7 +86,8 @@ def collect(
     functions: Mapping[Cost, Callable[[Subnet], float]],
     tables: Mapping[tuple[float, int], LatencyTable],
     objectives: Sequence[Cost],
-    baseline: float | None = None,
+    score: Score,
+    config: LightHubertConfig,
 ) -> SearchResult:
     """What the studies of a search have found so far.
 
@@ -84,7 +96,7 @@ def collect(
         functions: what prices a subnet, by cost; parameters and MACs among them.
         tables: the measurements by (seconds, batch).
         objectives: the costs that are traded against the score.
-        baseline: see `Score`.
+        config: the supernet's.
     """
     found = studies.found()
     scores = {subnet: score for entries in found.values() for subnet, score in entries}
@@ -106,13 +118,14 @@ def collect(
             {str(cost): function(subnet) for cost, function in functions.items()},
             found_by[subnet],
             studies.limits.allow(subnet),
+            shape(config, subnet),
             subnet in front,
         )
         for subnet in ordered
     )
     history = _hypervolumes({name: [s for s, _ in entries] for name, entries in found.items()}, points)
     labelled = {str(Cost("latency", *setting)): table for setting, table in tables.items()}
-    return SearchResult(settings, subnets, history, labelled, baseline)
+    return SearchResult(settings, subnets, history, labelled, score.baseline, score.teacher)
 
 
 def _names(subnets: list[Subnet], parameters: Callable[[Subnet], float], front: set[Subnet]) -> dict[Subnet, str]:

@@ -56,7 +56,7 @@ def search(
     OUT/
       study.db                optuna's studies, one per algorithm; study.lock: held while a process draws a subnet
       latency@10s.json        measurements, if a latency or memory cost is asked for
-      pareto.json, .csv       what was found, see `report`; .png, .html: plots
+      pareto.json, .csv       what was found, see `report`; .png: a plot
       NAME/                   model folders of the extracted subnets
 
     Args:
@@ -115,7 +115,7 @@ def search(
 
     def report() -> SearchResult:
         with alone_in(out):  # or a process that read less may overwrite the report of one that read more
-            result = collect(studies, settings, functions, tables, objectives, score.baseline)
+            result = collect(studies, settings, functions, tables, objectives, score, model.config)
             write_report(result, out, plot)
         return result
 

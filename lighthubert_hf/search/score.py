@@ -3,9 +3,10 @@
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lighthubert_hf.absent import absent
 from lighthubert_hf.model.search_space import Subnet
@@ -24,6 +25,7 @@ class Score:
         description: what it is measured on, in words, for the cards of the subnets.
         baseline: the score of what needs no model, to read the others by: of the distillation loss that of always
             predicting the mean target.
+        teacher: of the model that subnets are compared with "name", "parameters", "macs_per_second", and its `shape`.
     """
 
     function: Callable[[Subnet], float]
@@ -32,6 +34,7 @@ class Score:
     fingerprint: str = ""
     description: str | None = None
     baseline: float | None = None
+    teacher: Mapping[str, Any] | None = None
 
     @classmethod
     def load(cls, reference: str, maximize: bool = False) -> "Score":

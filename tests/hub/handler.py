@@ -59,10 +59,14 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = handle_any
 
     def dispatch(self, path: str) -> None:
+        """What models have, Spaces have under other addresses: their names begin with `spaces/`."""
+        space = "spaces/" if path.startswith(("/spaces/", "/api/spaces/")) else ""
+        path = path.replace("/api/spaces/", "/api/models/", 1).removeprefix("/spaces") if space else path
         for method, pattern, name in ROUTES:
             match = pattern.fullmatch(path) if method == self.command.replace("HEAD", "GET") else None
             if match and hasattr(self, name):
-                return getattr(self, name)(**{key: unquote(value) for key, value in match.groupdict().items()})
+                found = {key: unquote(value) for key, value in match.groupdict().items()}
+                return getattr(self, name)(**found | ({"namespace": space + found["namespace"]} if space else {}))
         self.hub.unexpected.append(f"{self.command} {path}")
         raise HubError(404, f"The test server does not know {self.command} {path}")
 

@@ -7,7 +7,7 @@ commits, paths-info, validate-yaml, preupload, the Git LFS batch API
 commit (also as a pull request), resolve (HEAD, GET, ranges, ETags, `X-Repo-Commit`), collections, gated repositories
 (`Repo.gated`, to everybody); and data sets, by the same routes. Large files live
 on a second port, as on the Hub they live on another host: a client that sends its token there is caught. Not
-imitated: Xet (set `HF_HUB_DISABLE_XET=1`), spaces, discussions.
+imitated: Xet (set `HF_HUB_DISABLE_XET=1`), discussions.
 
     with HubServer({"hf_writer": Account("alice", orgs=("acme",))}) as hub:
         ...  # HF_ENDPOINT=hub.endpoint
@@ -25,7 +25,7 @@ import yaml
 
 from .faults import Faults
 from .handler import Handler, route
-from .store import Account, Entry, HubError, HubStore, Repo, is_large
+from .store import Account, Entry, HubError, HubStore, Repo, is_large, owner
 
 
 class StorageHandler(Handler):
@@ -112,14 +112,15 @@ class ApiHandler(Handler):
     def create_repo(self):
         data, account = self.json, self.account
         namespace = data.get("organization") or (account.name if account else "")
-        repo_id = f"{namespace}/{data['name']}"
+        repo_id = f"{'spaces/' if data.get('type') == 'space' else ''}{namespace}/{data['name']}"
         try:
             self.hub.store.create_repo(repo_id, account, data.get("visibility") == "private")
         except HubError as error:
             if error.status != 409:
                 raise
             return self.send_json({"error": error.message, "url": f"{self.hub.endpoint}/{repo_id}"}, 409)
-        return self.send_json({"url": f"{self.hub.endpoint}/{repo_id}", "name": repo_id})
+        name = repo_id.removeprefix("spaces/")
+        return self.send_json({"url": f"{self.hub.endpoint}/{repo_id}", "name": name})
 
     def send_info(self, repo: Repo, revision: str) -> None:
         commit = repo.resolve(revision)
@@ -127,9 +128,9 @@ class ApiHandler(Handler):
         match = re.match(r"---\n(.*?)\n---", card.content.decode(), re.DOTALL) if card else None
         self.send_json(
             {
-                "id": repo.id,
+                "id": repo.id.removeprefix("spaces/"),
                 "modelId": repo.id,
-                "author": repo.id.split("/")[0],
+                "author": owner(repo.id),
                 "sha": commit.oid,
                 "lastModified": commit.date,
                 "private": repo.private,

@@ -104,6 +104,11 @@ class Repo:
         return commits
 
 
+def owner(repo_id: str) -> str:
+    """The namespace of a model or, under `spaces/`, of a Space."""
+    return repo_id.removeprefix("spaces/").split("/")[0]
+
+
 def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
@@ -147,7 +152,7 @@ class HubStore:
 
     def repo(self, repo_id: str, account: Account | None, *, write: bool = False) -> Repo:
         """A repository, if `account` may see it (and change it). To others a private one does not exist."""
-        repo, namespace = self.repos.get(repo_id), repo_id.split("/")[0]
+        repo, namespace = self.repos.get(repo_id), owner(repo_id)
         member = account is not None and namespace in (account.name, *account.orgs)
         if repo is None or (repo.private and not member):
             raise HubError(404 if account else 401, "Repository not found", "RepoNotFound")
@@ -159,7 +164,7 @@ class HubStore:
 
     def create_repo(self, repo_id: str, account: Account | None, private: bool) -> Repo:
         with self.lock:
-            self.check_write(account, repo_id.split("/")[0])
+            self.check_write(account, owner(repo_id))
             if repo_id in self.repos:
                 raise HubError(409, "You already created this model repo")
             repo = self.repos[repo_id] = Repo(repo_id, private)
@@ -215,11 +220,11 @@ class HubStore:
     def check_quota(self, repo: Repo, new_bytes: int) -> None:
         if self.quota is None or not repo.private:
             return
-        namespace = repo.id.split("/")[0]
+        namespace = owner(repo.id)
         used = {
             entry.sha256: entry.size
             for other in self.repos.values()
-            if other.private and other.id.split("/")[0] == namespace
+            if other.private and owner(other.id) == namespace
             for commit in other.commits.values()
             for entry in commit.tree.values()
             if entry.sha256
@@ -272,7 +277,7 @@ class HubStore:
         with self.lock:
             collection = self.collection(slug, account)
             self.check_write(account, slug.split("/")[0])
-            self.repo(item["id"], account)
+            self.repo(("spaces/" if item["type"] == "space" else "") + item["id"], account)
             if any(other["id"] == item["id"] for other in collection["items"]):
                 raise HubError(409, "This item is already in the collection")
             entry = {"_id": f"{next(self._ids):024x}", **item, "position": len(collection["items"])}

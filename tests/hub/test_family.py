@@ -358,3 +358,26 @@ def test_facts_of_the_file_win(hub, pareto, tmp_path, supernet):
     read = CardFacts.from_dict(json.loads(hub.files("acme/light-6k")["model_card.json"]))
     assert (read.loss, read.parameters, read.teacher, read.subnet) == (0.5, 6_328, "acme/other", SMALL)
     assert replace(read, loss=0.5) == read
+
+
+def test_a_space_beside_the_family(hub, pareto, tmp_path):
+    """The page is a static Space, in the collection, too; again changes nothing."""
+    space = tmp_path / "space"
+    space.mkdir()
+    (space / "README.md").write_text("---\nsdk: static\n---\n")
+    (space / "index.html").write_text("<!doctype html>")
+    result = push_family(pareto, PREFIX, space=space)
+    assert result.space == f"{hub.endpoint}/spaces/acme/light-explorer"
+    assert hub.files("spaces/acme/light-explorer")["index.html"] == b"<!doctype html>"
+    (collection,) = hub.store.collections.values()
+    assert (collection["items"][-1]["id"], collection["items"][-1]["type"]) == ("acme/light-explorer", "space")
+    push_family(pareto, PREFIX, space=space)
+    assert len(hub.store.repos["spaces/acme/light-explorer"].history("main")) == 2
+    assert push_family(pareto, PREFIX, space=space, dry_run=tmp_path / "dry").space.endswith("light-explorer")
+    assert (tmp_path / "dry" / "light-explorer" / "index.html").is_file()
+
+
+def test_a_public_space_is_not_taken_for_a_private_one(hub, pareto, tmp_path):
+    HfApi(token=TOKEN).create_repo("acme/light-explorer", repo_type="space", space_sdk="static")
+    with pytest.raises(PublishingError, match="exists and is public"):
+        push_family(pareto, PREFIX, space=tmp_path, private=True)

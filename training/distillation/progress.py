@@ -1,20 +1,17 @@
 """What a run tells the world: a live line, `log.jsonl`, and trackers if asked for."""
 
 import json
-import logging
 import time
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from lighthubert_hf.files import write_text
+from lighthubert_hf.files import read_log, write_text
 from lighthubert_hf.progress import progress_bar, write_line
 
 from .recipe import DistillationRecipe
 from .step import StepResult
-
-logger = logging.getLogger(__name__)
 
 
 class TrainingLog:
@@ -101,25 +98,6 @@ class TrainingLog:
         if self.recipe.logging.trackers:
             values = {key: value for key, value in _flat(entry).items() if key != "step" and value is not None}
             self.accelerator.log(values, step=entry["step"])
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `log.jsonl`; a last line that a kill cut short is left out.
-
-    Other damaged lines are named in a warning and left out, too: a log is no reason not to go on.
-    """
-    entries = []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line) if line else None
-        except (ValueError, RecursionError):
-            entry = None
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            entries.append(entry)
-        elif line and number < len(lines):
-            logger.warning("%s: line %d is damaged and left out", path, number)
-    return entries
 
 
 def _truncate(path: Path, step: int) -> None:

@@ -7,15 +7,17 @@ subnet.
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from lighthubert_hf import LightHubertForPreTraining, Subnet
+from lighthubert_hf.costs.profiling import macs_per_second, shape
 from lighthubert_hf.files import scratch_folder
 from lighthubert_hf.preprocessing import SAMPLING_RATE
 from lighthubert_hf.progress import progress_bar
@@ -45,6 +47,7 @@ class DistillationScore:
         memory_limit: bytes of features and targets to keep in memory, on the model's device.
         cache_folder: where to keep what does not fit, in a temporary folder that is deleted with the score.
         disk_limit: bytes to keep there at most.
+        teacher: what is to be said of the model whose targets these are; see `Score`.
 
     Raises:
         ValueError: if there is no batch, the targets do not fit the model's frames, or the limits are too low.
@@ -60,8 +63,9 @@ class DistillationScore:
         cache_folder: str | Path | None = None,
         disk_limit: int = 64 * 2**30,
         progress: bool = True,
+        teacher: Mapping[str, Any] | None = None,
     ):
-        self.model = model.eval()
+        self.model, self.teacher = model.eval(), teacher
         self._cache = _Cache(memory_limit, cache_folder, disk_limit)
         self.num_clips, samples = 0, 0
         for batch in progress_bar(batches, "teacher targets", unit="batches", shown=progress):
@@ -116,6 +120,7 @@ class DistillationScore:
             fingerprint=self.fingerprint,
             description=described,
             baseline=self.predicting_the_mean,
+            teacher=self.teacher,
         )
 
     @torch.inference_mode()
@@ -155,12 +160,20 @@ def distillation_score(
         cache_options: `memory_limit`, `cache_folder`, `disk_limit`, `progress` of `DistillationScore`.
     """
     if isinstance(teacher, str):
-        teacher = load_teacher(TeacherSection(path=teacher, revision=revision))
+        name, teacher = teacher, load_teacher(TeacherSection(path=teacher, revision=revision))
+    else:
+        name = teacher.name_or_path
     loader = validation_loader(
         list(sources), batch_seconds=batch_seconds, crop_seconds=crop_seconds, max_examples=max_examples
     )
     targets = teacher_targets(teacher.to(model.device), objective)
-    return DistillationScore(model, (batch for batch, _ in loader), targets, **cache_options)
+    facts = {
+        "name": name,
+        "parameters": teacher.num_parameters(),
+        "macs_per_second": macs_per_second(teacher.config),
+        **shape(teacher.config),
+    }
+    return DistillationScore(model, (batch for batch, _ in loader), targets, teacher=facts, **cache_options)
 
 
 def teacher_targets(teacher: PreTrainedModel, objective: LightHubertObjectiveSection | None = None) -> Targets:
