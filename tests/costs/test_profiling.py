@@ -171,5 +171,5 @@ def test_profile_of_something_else_is_refused(tiny_supernet):
             profile(model, (1.0, 0.02), progress=False)
     with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
         profile(tiny_supernet, (1.0,), (1, 0), progress=False)
-    with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="repeats must be from 1 to 10,000, got 0"):
         profile(tiny_supernet, (1.0,), repeats=0, progress=False)

@@ -24,9 +24,9 @@ def main(file: str) -> None:
     held = {}  # the parameters of the latest run
     make_trainer, finish = finetuning._trainer, distilling._Run.finish
 
-    def trainer(task, arguments, model, speech):
+    def trainer(task, arguments, model, *rest):
         held["model"] = model
-        return make_trainer(task, arguments, model, speech)
+        return make_trainer(task, arguments, model, *rest)
 
     def finished(self, folder):
         held["model"] = self.model.student

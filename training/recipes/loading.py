@@ -108,8 +108,9 @@ def _read(kind: type[Section], path_or_name: str | Path) -> tuple[str, str]:
     shipped = shipped_recipes(kind)
     if str(path_or_name) in shipped:
         return (_shipped(kind) / f"{path_or_name}.yaml").read_text(encoding="utf-8"), str(path_or_name)
-    hint = suggestion(path_or_name)
-    hint = f"; {hint}" if hint else _hint(str(path_or_name), shipped)
+    hint = _hint(str(path_or_name), shipped)
+    if not hint and (near := suggestion(path_or_name)):
+        hint = f"; {near}"
     raise FileNotFoundError(f"no recipe {str(path_or_name)!r}: neither a file nor one of {', '.join(shipped)}{hint}")
 
 

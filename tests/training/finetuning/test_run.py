@@ -167,7 +167,7 @@ class TestFinetuning:
 
     def test_more_speech_than_memory_is_streamed(self, corpus, tmp_path):
         first = finetune(make_recipe(corpus, tmp_path / "first"), quiet=True)
-        small = {"memory_gb": 6e-4, "vocabulary": first["model"]}  # 18 of 30 s; the held-out 12 s fit
+        small = {"memory_gb": 5e-4, "vocabulary": first["model"]}  # 18 of 30 s; the held-out 12 s fit
         lengths = sorted(len(e.waveform) for e in read_examples([AudioSource(corpus, text_column="text")]))
         small["max_seconds"] = lengths[-2] / 16_000  # one is longer
         metrics = finetune(make_recipe(corpus, tmp_path / "streamed", data=small), quiet=True)
@@ -176,7 +176,7 @@ class TestFinetuning:
         assert metrics["dropped"] == metrics["left_out"]["train"]["too_long"] >= 1
         assert math.isfinite(metrics["evaluation"]["sentences"]["loss"])
         with pytest.raises(ValueError, match=r"give data\.vocabulary"):
-            finetune(make_recipe(corpus, tmp_path / "without", data={"memory_gb": 6e-4}), quiet=True)
+            finetune(make_recipe(corpus, tmp_path / "without", data={"memory_gb": 5e-4}), quiet=True)
 
     @pytest.mark.parametrize("checkpointing", [False, True])
     def test_bf16_and_gradient_checkpointing(self, corpus, tmp_path, checkpointing):
