@@ -81,7 +81,8 @@ def time_table(levels: dict[str, dict[str, Any]]) -> str:
 def publish(levels: dict[str, dict[str, Any]], folder: Path, where: dict[str, Any]) -> None:
     first = next(iter(levels))
     results = levels[first]["results"]
-    heading = f"{where['date']}, {where['device']}, {where['threads']} threads, torch {where['torch']}; `{COMMAND}`"
+    command = COMMAND if levels.keys() == LEVELS.keys() else f"{COMMAND} --levels {' '.join(levels)}"
+    heading = f"{where['date']}, {where['device']}, {where['threads']} threads, torch {where['torch']}; `{command}`"
     minutes = ", ".join(f"{run['seconds'] / 60:.1f} minutes {_NAMES[level]}" for level, run in levels.items())
     table = render_table(results)
     whole = [heading, "", table, "", *findings(results), "", time_table(levels), ""]
