@@ -31,9 +31,7 @@ def page_data(run: str | Path, supernet: str | None = None) -> dict[str, Any]:
         FileNotFoundError: if `run` is neither.
         ValueError: if its files cannot be shown.
     """
-    folder = Path(run).expanduser()
-    if folder.name == REPORT:
-        folder = folder.parent
+    folder = _folder_of(run)
     if (folder / REPORT).is_file() or (folder / STUDY).is_file():
         return search_data(folder, supernet)
     if (folder / LOG).is_file():
@@ -43,6 +41,11 @@ def page_data(run: str | Path, supernet: str | None = None) -> dict[str, Any]:
     raise FileNotFoundError(
         f"{folder} holds neither a search ({REPORT}) nor a distillation ({LOG}); give the output folder of one"
     )
+
+
+def _folder_of(run: str | Path) -> Path:
+    path = Path(run).expanduser()
+    return path.parent if path.name == REPORT else path
 
 
 def page(data: dict[str, Any], live: bool = False) -> str:
@@ -82,9 +85,8 @@ def write_page(run: str | Path, output: str | Path | None = None, *, supernet: s
     Raises:
         FileNotFoundError, ValueError: if there is nothing to show.
     """
-    folder = Path(run).expanduser()
-    data = page_data(folder, supernet)
-    path = Path(output) if output else (folder.parent if folder.name == REPORT else folder) / PAGE
+    data = page_data(run, supernet)
+    path = Path(output) if output else _folder_of(run) / PAGE
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page(data))
     return path

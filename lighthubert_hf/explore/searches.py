@@ -65,7 +65,7 @@ def _subnet(entry: Mapping[str, Any], score: str, source: tuple[str, str | None]
         "name": entry["name"],
         "score": float(entry[score]),
         "costs": {name: float(value) for name, value in entry["costs"].items()},
-        "shown": {name: format_cost(Cost.parse(name).name, value) for name, value in entry["costs"].items()},
+        "shown": _shown(entry["costs"]),
         "description": entry["description"],
         "found_by": list(entry["found_by"]),
         "front": bool(entry["on_front"]),
@@ -91,9 +91,13 @@ def _teacher(teacher: Mapping[str, Any] | None, costs: list[str]) -> dict[str, A
     return {
         "name": teacher["name"],
         "costs": known,
-        "shown": {name: format_cost(Cost.parse(name).name, value) for name, value in known.items()},
+        "shown": _shown(known),
         "drawing": architecture_svg(**shape),
     }
+
+
+def _shown(costs: Mapping[str, float]) -> dict[str, str]:
+    return {name: format_cost(Cost.parse(name).name, value) for name, value in costs.items()}
 
 
 def _facts(report: Mapping[str, Any]) -> list[str]:
